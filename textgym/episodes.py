@@ -1,20 +1,50 @@
-"""Episodes of a task in the rows of a store: the part that the single and the vector environment share."""
+"""Episodes of a task in the rows of a store, and their spaces: what the single and the vector environment share."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
+from gymnasium.vector.utils import batch_space
 
 from textgym.checks import Bools, Floats, Ints, check_flag
 from textgym.rewards import Scorer
 from textgym.rewards.dense import potential_difference
-from textgym.state import ENVIRONMENT, PROMPT, RUNNING, Prompt, TokenSpace, TokenState, TokenStore
+from textgym.state import ENVIRONMENT, PROMPT, RUNNING, Prompt, TokenState, TokenStore
 from textgym.task import Judgement, Task
+
+Mask = npt.NDArray[Any]
+
+
+class TokenSpace(spaces.Discrete):
+    """`Discrete(n)`; `sample(mask=)` takes bool (n,) beside Gymnasium's int8."""
+
+    def sample(self, mask: Mask | None = None, probability: Mask | None = None) -> np.int64:
+        """See `gymnasium.spaces.Discrete.sample`."""
+        return super().sample(_as_int8(mask), probability)
+
+
+class TokenSpaces(spaces.MultiDiscrete):
+    """`MultiDiscrete([n] * N)`; `sample(mask=)` takes bool (N, n) beside Gymnasium's tuple of int8 (n,)."""
+
+    def sample(self, mask: Iterable[Mask] | None = None, probability: Any = None) -> npt.NDArray[Any]:
+        """See `gymnasium.spaces.MultiDiscrete.sample`."""
+        return super().sample(None if mask is None else tuple(map(_as_int8, mask)), probability)
+
+
+def _as_int8(mask: Any) -> Any:
+    return mask.view(np.int8) if isinstance(mask, np.ndarray) and mask.dtype == np.bool_ else mask
+
+
+@batch_space.register
+def _batch_tokens(space: TokenSpace, n: int = 1) -> TokenSpaces:
+    counts, starts = np.full(n, space.n), np.full(n, space.start)
+    return TokenSpaces(counts, dtype=space.dtype, seed=deepcopy(space.np_random), start=starts)
 
 
 class Ending(NamedTuple):

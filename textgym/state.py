@@ -1,49 +1,17 @@
-"""States of the token MDP, who wrote their tokens, the arrays that hold N of them, and their action spaces."""
+"""States of the token MDP, who wrote their tokens, and the arrays that hold N of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from copy import deepcopy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import sub
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium import spaces
-from gymnasium.vector.utils import batch_space
 
 from textgym.checks import Bools, Ints
-
-Mask = npt.NDArray[Any]
-
-
-class TokenSpace(spaces.Discrete):
-    """`Discrete(n)`; `sample(mask=)` takes bool (n,) beside Gymnasium's int8."""
-
-    def sample(self, mask: Mask | None = None, probability: Mask | None = None) -> np.int64:
-        """See `gymnasium.spaces.Discrete.sample`."""
-        return super().sample(_as_int8(mask), probability)
-
-
-class TokenSpaces(spaces.MultiDiscrete):
-    """`MultiDiscrete([n] * N)`; `sample(mask=)` takes bool (N, n) beside Gymnasium's tuple of int8 (n,)."""
-
-    def sample(self, mask: Iterable[Mask] | None = None, probability: Any = None) -> npt.NDArray[Any]:
-        """See `gymnasium.spaces.MultiDiscrete.sample`."""
-        return super().sample(None if mask is None else tuple(map(_as_int8, mask)), probability)
-
-
-def _as_int8(mask: Any) -> Any:
-    return mask.view(np.int8) if isinstance(mask, np.ndarray) and mask.dtype == np.bool_ else mask
-
-
-@batch_space.register
-def _batch_tokens(space: TokenSpace, n: int = 1) -> TokenSpaces:
-    counts, starts = np.full(n, space.n), np.full(n, space.start)
-    return TokenSpaces(counts, dtype=space.dtype, seed=deepcopy(space.np_random), start=starts)
-
 
 FinishReason = Literal["stop", "length"]
 Observation = dict[str, npt.NDArray[Any]]
@@ -60,8 +28,8 @@ _CODES: dict[FinishReason | None, int] = {None: RUNNING, "stop": _STOP, "length"
 _FEW = 6  # rows; numpy's calls for all of them at once cost as much as writing so many one by one
 _MOST_KEPT = 2**24  # bytes of padded prompts
 # Views would come back from a pickle as arrays of their own, and padded prompts are made anew.
-_VIEWS = ("mask", "authors", "_slot_code", "_flat_ids", "_flat_mask", "_flat_slot_code", "_flat_authors", "_row_views")
-_VIEWS += ("_padded", "_keeps")
+_VIEWS = ("mask", "authors", "_slot_code", "_flat_ids", "_flat_mask", "_flat_slot_code", "_flat_authors", "_copies")
+_VIEWS += ("_rows_parts", "_row_parts", "_padded", "_keeps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,33 +253,44 @@ class TokenStore:
             place = start - len(self.prompts[row].ids)
             self.environment[row] += tuple(range(place, place + length))
 
-    def append(self, rows: int | npt.NDArray[np.intp], tokens: int | Ints) -> npt.NDArray[np.int8]:
+    @overload
+    def append(self, rows: int, tokens: int) -> int: ...
+
+    @overload
+    def append(self, rows: npt.NDArray[np.intp], tokens: Ints) -> npt.NDArray[np.int8]: ...
+
+    def append(self, rows: int | npt.NDArray[np.intp], tokens: int | Ints) -> int | npt.NDArray[np.int8]:
         """Append one token, written by the policy, to every row of `rows`, all of them running.
 
         Args:
             rows: int, or int64 (M,) without repeats.
             tokens: int, or int64 (M,), ids in 0..V-1.
-        Returns: int8 () or (M,): RUNNING, or positive where the episode ends with this token.
+        Returns: int, or int8 (M,): RUNNING, or positive where the episode ends with this token.
         """
-        at = self._cursor[rows]
-        self._flat_ids[at] = tokens
-        self._flat_mask[at] = 1
-        self._cursor[rows] = at + 1
-        code: npt.NDArray[np.int8] = self._stop_code[tokens] | self._flat_slot_code[at]
-        self.finish[rows] = code
-        return code
+        parts = self._row_parts if type(rows) is int else self._rows_parts
+        cursor, ids, mask, stop_code, slot_code, finish = parts
+        at = cursor[rows]
+        ids[at] = tokens
+        mask[at] = 1
+        finish[rows] = code = stop_code[tokens] | slot_code[at]
+        cursor[rows] = at + 1
+        return code  # type: ignore[no-any-return]
 
     def observation(self, row: int) -> Observation:
         """Return a copy of one sequence: input_ids int64 (L,), attention_mask and segment_ids int8 (L,)."""
-        ids, mask, authors = self._row_views[row]
-        observation: Observation = {"input_ids": ids.copy(), "attention_mask": mask.copy()}
+        copy_ids, copy_mask = self._copies[row]
+        observation: Observation = {"input_ids": copy_ids(), "attention_mask": copy_mask()}
         if self.segments:
-            observation["segment_ids"] = authors * mask
+            observation["segment_ids"] = self.authors[row] * self.mask[row]
         return observation
 
-    def observations(self) -> Observation:
-        """Return a copy of all sequences: input_ids int64 (N, L), attention_mask and segment_ids int8 (N, L)."""
-        observation: Observation = {"input_ids": self.ids.copy(), "attention_mask": self.mask.copy()}
+    def observations(self, copy: bool = True) -> Observation:
+        """Return all sequences: input_ids int64 (N, L), attention_mask and segment_ids int8 (N, L).
+
+        Without a copy the first two are the store's own arrays, which change with the next token.
+        """
+        ids, mask = (self.ids.copy(), self.mask.copy()) if copy else (self.ids, self.mask)
+        observation: Observation = {"input_ids": ids, "attention_mask": mask}
         if self.segments:
             observation["segment_ids"] = self.segment_ids()
         return observation
@@ -378,7 +357,11 @@ class TokenStore:
         self.mask, self.authors, self._slot_code = self._bytes
         self._flat_ids, self._flat_mask = self.ids.reshape(-1), self.mask.reshape(-1)
         self._flat_slot_code, self._flat_authors = self._slot_code.reshape(-1), self.authors.reshape(-1)
-        self._row_views = list(zip(self.ids, self.mask, self.authors, strict=True))
+        self._copies = [(ids.copy, mask.copy) for ids, mask in zip(self.ids, self.mask, strict=True)]
+        flat = self._flat_ids, self._flat_mask, self._stop_code, self._flat_slot_code
+        self._rows_parts: tuple[Any, ...] = (self._cursor, *flat, self.finish)
+        # A memoryview takes and gives Python's numbers, one at a time in half of numpy's time.
+        self._row_parts: tuple[Any, ...] = tuple(map(memoryview, self._rows_parts))  # type: ignore[arg-type]
         self._padded = np.empty((self._kept, self.width), dtype=np.int64)
         self._keeps: list[Prompt | None] = [None] * self._kept
 

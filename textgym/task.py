@@ -28,7 +28,7 @@ MOST_TOKENS = 2**20
 """The limit for a prompt and for a completion: observations have a place for each token."""
 BETA, GAMMA = "reward units per nat", "discount per token"
 """The units of the task's numbers of these names, for messages."""
-_ENVIRONMENT_ARGUMENTS = ("split", "segments", "render_mode", "num_envs", "autoreset_mode", "score_together")
+_ENVIRONMENT_ARGUMENTS = ("split", "segments", "render_mode", "num_envs", "autoreset_mode", "score_together", "copy")
 MaskHook = Callable[[Sequence[TokenState]], Bools]
 RewardFunction = Callable[..., Any]
 """Called as `reward(prompts, completions, **columns)`, see `textgym.rewards.Reward`."""

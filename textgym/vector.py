@@ -14,7 +14,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from textgym.checks import Bools, Floats, Ints, shown
+from textgym.checks import Bools, Floats, Ints, check_flag, shown
 from textgym.env import NO_MODE, TokenEnv, find_task, why_reset
 from textgym.episodes import Ending, Episodes, action_space, observation_space
 from textgym.render import Frame, check_render_mode, frame_image, frame_text, print_frame
@@ -50,7 +50,8 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
 
     ### Observation Space
     `Dict(input_ids=Box(0, V-1, (N, L), int64), attention_mask=Box(0, 1, (N, L), int8))`, with `segments=True` also
-    `segment_ids=Box(0, 2, (N, L), int8)`, see `TokenEnv`. Observations are copies.
+    `segment_ids=Box(0, 2, (N, L), int8)`, see `TokenEnv`. Observations are copies; with `copy=False` they are, as
+    those of `SyncVectorEnv`, the environment's own arrays, which the next step changes: copy what you keep.
 
     ### Rewards
     float64 (N,), as in `TokenEnv`. With `score_together=True` a row that ends gets 0 and waits: the step that
@@ -69,7 +70,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
     ### Arguments
     `num_envs`: N; `autoreset_mode`: an `AutoresetMode` or its value ("NextStep", "SameStep", "Disabled");
     `score_together`: score all rows in one call when the last one ends, allowed where autoreset is disabled and
-    the reward pays at the end; the others as in `TokenEnv`.
+    the reward pays at the end; `copy`: whether observations are copies; the others as in `TokenEnv`.
     Raises: as `TokenEnv` does; ValueError or TypeError for `num_envs`, a mode, `score_together` or a time limit.
 
     ### Version History
@@ -87,11 +88,14 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         segments: bool = False,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         score_together: bool = False,
+        copy: bool = True,
         render_mode: str | None = None,
         **task_options: Any,
     ) -> None:
         check_render_mode(render_mode, self.metadata["render_modes"])
         refuse_time_limit(task_options)
+        check_flag("copy", copy)
+        self.copy = copy
         num_envs = read_num_envs(num_envs)
         self.autoreset_mode = read_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
@@ -128,7 +132,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
             if (own := request.seeds[row]) is not None:
                 self._generators[row], self._seeds[row] = seeding.np_random(own)
         infos = self._restart(request.rows, request.prompts)
-        return self._store.observations(), infos
+        return self._store.observations(self.copy), infos
 
     def step(self, actions: Ints) -> tuple[Observation, Floats, Bools, Bools, Infos]:
         """Append one token to every running text.
@@ -167,7 +171,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         if self.render_mode == "human":
             self.render()
         truncations = np.zeros(self.num_envs, dtype=np.bool_)
-        return store.observations(), rewards, terminations, truncations, infos
+        return store.observations(self.copy), rewards, terminations, truncations, infos
 
     def settle(self) -> tuple[Floats, Infos]:
         """Score the rows that wait for others to end, with `score_together=True`.
@@ -231,7 +235,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
             raise ValueError(f"states: {len(states)} states for {len(rows)} rows, allowed is one for each")
         for row, state in zip(rows, states, strict=True):
             self.episodes.restore(row, state)
-        return self._store.observations()
+        return self._store.observations(self.copy)
 
     def render(self) -> tuple[Frame, ...] | None:
         """Return what `TokenEnv.render` gives for every sub-environment; None after printing."""
