@@ -28,8 +28,8 @@ _CODES: dict[FinishReason | None, int] = {None: RUNNING, "stop": _STOP, "length"
 _FEW = 6  # rows; numpy's calls for all of them at once cost as much as writing so many one by one
 _MOST_KEPT = 2**24  # bytes of padded prompts
 # Views would come back from a pickle as arrays of their own, and padded prompts are made anew.
-_VIEWS = ("mask", "authors", "_slot_code", "_flat_ids", "_flat_mask", "_flat_slot_code", "_flat_authors", "_copies")
-_VIEWS += ("_rows_parts", "_row_parts", "_padded", "_keeps")
+_FLAT = ("_flat_ids", "_flat_mask", "_flat_slot_code", "_flat_authors")
+_VIEWS = ("mask", "authors", "_slot_code", *_FLAT, "_copies", "_rows_parts", "_row_parts", "_padded", "_keeps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,9 +305,8 @@ class TokenStore:
 
     def completions(self, rows: Sequence[int]) -> list[list[int]]:
         """Return the ids generated so far in each of M rows."""
-        flat, width, prompts = self._flat_ids, self.width, self.prompts
-        ends = self._cursor[rows].tolist() if len(rows) > 1 else [self._cursor[rows[0]]]
-        return [flat[row * width + len(prompts[row].ids) : end].tolist() for row, end in zip(rows, ends, strict=True)]
+        flat, width, prompts, cursor = self._flat_ids, self.width, self.prompts, self._row_parts[0]
+        return [flat[row * width + len(prompts[row].ids) : cursor[row]].tolist() for row in rows]
 
     def finish_reason(self, row: int) -> FinishReason | None:
         """Return why the episode in `row` ended, None while it runs."""
