@@ -100,8 +100,7 @@ class WorldRules(TermReward):
         return keys
 
     def _row(self, text: str, reading: ReadAnswer, item: str | None, ended: bool) -> tuple[float | None, ...]:
-        kind = None if item is None else self._kind_of[item]
-        if item is None or kind not in self.kinds:
+        if item is None or (kind := self._kind_of[item]) not in self.kinds:
             return (None,) * len(self.term_names)
         return self.score(Written(text, reading, ended), kind, item)
 
