@@ -163,9 +163,8 @@ def vector(settings: Speed) -> Iterator[Row]:
             what = f"{number} x {name}{'' if copy else ', copy=False'}, steps/s (peer: CartPole-v1's own)"
             yield _rate(what, steps * number, pair, goal)
     asked = _NATIVE(_IDS[0], 64, responder=lambda said: ["Why?"] * len(said), turns=2, turn_tokens=20)
-    pair = time_pair(
-        *(_walk_vector(e, 2000) for e in (asked, _NATIVE(_IDS[0], 64, max_new_tokens=40))), settings.rounds
-    )
+    two, one = (_walk_vector(env, 2000) for env in (asked, _NATIVE(_IDS[0], 64, max_new_tokens=40)))
+    pair = time_pair(two, one, settings.rounds)
     yield _rate(f"64 x {_IDS[0]}, two turns of 20, steps/s (peer: one turn of 40)", 2000 * 64, pair, 0.6)
 
 
