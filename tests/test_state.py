@@ -135,3 +135,23 @@ def test_observations_are_copies() -> None:
             values[...] = 3
     assert one.ids.tolist() == [[7, 8, 9, 9, 9]]
     assert one.mask.tolist() == [[1, 1, 0, 0, 0]]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 11), min_size=1, max_size=9), st.integers(0, 12))
+def test_prompts_loaded_together_are_as_loaded_one_by_one(chosen: list[int], kept: int) -> None:
+    prompts = [Prompt(str(i), tuple(range(1, 2 + i % 3)), i) for i in range(12)]
+    together, alone = (TokenStore(9, 3, 2, 10, (4, 9), 9, prompts=count) for count in (kept, 0))
+    rows = list(range(9))[: len(chosen)]
+    for _ in range(2):  # the second time the prompts are there
+        for one in (together, alone):
+            one.append(np.array(rows), np.full(len(rows), 5)) if one.finish[0] == RUNNING else None
+        together.load_rows(rows, [prompts[i] for i in chosen])
+        for row, place in zip(rows, chosen, strict=True):
+            alone.load(row, prompts[place])
+        np.testing.assert_array_equal(together.ids, alone.ids)
+        np.testing.assert_array_equal(together.mask, alone.mask)
+        assert [together.state(row) for row in rows] == [alone.state(row) for row in rows]
+    another = Prompt("another", (8,), chosen[0])  # of the same index: it is not what was kept
+    together.load(0, another)
+    assert together.ids[0, 0] == 8

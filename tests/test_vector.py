@@ -355,3 +355,18 @@ def test_async_vector_env_with_spawn() -> None:
             same(here.step(np.array(actions)), there.step(np.array(actions)))
     finally:
         there.close()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_without_a_copy_it_equals_one_with_copies_and_shares_its_arrays(mode: AutoresetMode) -> None:
+    ours, copies = (TokenVectorEnv("Helpful", 9, autoreset_mode=mode, copy=copy) for copy in (False, True))
+    actions = np.random.default_rng(1).integers(1024, size=(90, 9))
+    first, _ = ours.reset(seed=3)
+    kept, _ = copies.reset(seed=3)
+    same((first, {}), (kept, {}))
+    for row in actions:
+        same(ours.step(row), copies.step(row))
+    assert np.shares_memory(first["input_ids"], ours.step(actions[0])[0]["input_ids"])
+    assert not np.shares_memory(kept["input_ids"], copies.step(actions[0])[0]["input_ids"])
+    with pytest.raises(ValueError, match="copy=1: True or False is allowed"):
+        TokenVectorEnv("Helpful", 1, copy=1)  # type: ignore[arg-type]

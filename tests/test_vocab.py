@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from textgym.codecs.chat import JinjaTemplate, _renderer
+from textgym.codecs.protocol import ByteDecoder
 from textgym.codecs.sources import BUILTIN_FOLDER
 from textgym.vocab import Vocabulary, load_vocabulary
 
@@ -366,3 +367,8 @@ def test_ids_that_are_kept_of_prompts_are_the_built_in_ones_alone() -> None:
         once = built_in.encode_prompt(text)
         assert once == load_vocabulary().encode_prompt(text) == tuple(built_in.conversation.encode(text))
         assert other.encode_prompt(text) == tuple(other.conversation.encode(text)) != once
+
+
+def test_bytes_are_joined_for_any_number_of_ids() -> None:
+    decoder = ByteDecoder((b"a", b"\xc3", b"\xa9", b""))
+    assert decoder([[], [0], [1, 2], [1], [0, 3, 9, 0], [7]]) == ["", "a", "\u00e9", "\ufffd", "aa", ""]

@@ -1,20 +1,50 @@
-"""Episodes of a task in the rows of a store: the part that the single and the vector environment share."""
+"""Episodes of a task in the rows of a store, and their spaces: what the single and the vector environment share."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
+from gymnasium.vector.utils import batch_space
 
 from textgym.checks import Bools, Floats, Ints, check_flag
 from textgym.rewards import Scorer
 from textgym.rewards.dense import potential_difference
-from textgym.state import ENVIRONMENT, PROMPT, RUNNING, Prompt, TokenSpace, TokenState, TokenStore
+from textgym.state import ENVIRONMENT, PROMPT, RUNNING, Prompt, TokenState, TokenStore
 from textgym.task import Judgement, Task
+
+Mask = npt.NDArray[Any]
+
+
+class TokenSpace(spaces.Discrete):
+    """`Discrete(n)`; `sample(mask=)` takes bool (n,) beside Gymnasium's int8."""
+
+    def sample(self, mask: Mask | None = None, probability: Mask | None = None) -> np.int64:
+        """See `gymnasium.spaces.Discrete.sample`."""
+        return super().sample(_as_int8(mask), probability)
+
+
+class TokenSpaces(spaces.MultiDiscrete):
+    """`MultiDiscrete([n] * N)`; `sample(mask=)` takes bool (N, n) beside Gymnasium's tuple of int8 (n,)."""
+
+    def sample(self, mask: Iterable[Mask] | None = None, probability: Any = None) -> npt.NDArray[Any]:
+        """See `gymnasium.spaces.MultiDiscrete.sample`."""
+        return super().sample(None if mask is None else tuple(map(_as_int8, mask)), probability)
+
+
+def _as_int8(mask: Any) -> Any:
+    return mask.view(np.int8) if isinstance(mask, np.ndarray) and mask.dtype == np.bool_ else mask
+
+
+@batch_space.register
+def _batch_tokens(space: TokenSpace, n: int = 1) -> TokenSpaces:
+    counts, starts = np.full(n, space.n), np.full(n, space.start)
+    return TokenSpaces(counts, dtype=space.dtype, seed=deepcopy(space.np_random), start=starts)
 
 
 class Ending(NamedTuple):
@@ -70,6 +100,7 @@ class Episodes:
             vocabulary.pad_id,
             segments,
             0 if task.turns is None else task.turns.tokens,
+            len(self.prompts),
         )
 
     def draw(self, generator: np.random.Generator) -> Prompt:
@@ -83,6 +114,26 @@ class Episodes:
             self.draws.begin(row)
         seed = int(generator.integers(2**63)) if self.task.noisy else None
         self.store.load(row, prompt, seed, None if self.task.turns is None else self.task.turns.draw(prompt, generator))
+
+    def start(
+        self, rows: Sequence[int], generators: Sequence[np.random.Generator], chosen: Mapping[int, Prompt]
+    ) -> list[Prompt]:
+        """Start episodes in M rows, each with the prompt that is chosen for it, or one drawn from its generator.
+
+        Returns: the prompts, M.
+        """
+        pairs = list(zip(rows, generators, strict=True))
+        if self.draws is None and not self.task.noisy and self.task.turns is None:
+            if chosen:
+                prompts = [chosen[row] if row in chosen else self.draw(generator) for row, generator in pairs]
+            else:
+                every, cumulative = self.prompts, self.cumulative
+                prompts = [every[bisect_right(cumulative, generator.random())] for generator in generators]
+            self.store.load_rows(rows, prompts)
+            return prompts
+        for row, generator in pairs:
+            self.begin(row, chosen[row] if row in chosen else self.draw(generator), generator)
+        return [self.store.prompts[row] for row in rows]
 
     def answer(self, rows: Ints) -> Ints:
         """Let the environment answer turns that have just ended in M rows, in one call of the responder.
@@ -160,8 +211,9 @@ class Episodes:
 
     def _judge(self, rows: list[int], texts: list[str] | None, scorer: Scorer | None) -> Judgement:
         store = self.store
-        prompts, ids = [store.prompts[row] for row in rows], [store.completion(row) for row in rows]
-        seeds, environment = [store.episode_seeds[row] for row in rows], [store.environment[row] for row in rows]
+        prompts, ids = [store.prompts[row] for row in rows], store.completions(rows)
+        seeds = [store.episode_seeds[row] for row in rows] if self.task.noisy else ()
+        environment = () if self.task.turns is None else [store.environment[row] for row in rows]
         return self.task.judge(self.split, prompts, ids, seeds, texts, scorer, environment)
 
     def _ending(self, rows: list[int], judgement: Judgement) -> Ending:

@@ -1,49 +1,17 @@
-"""States of the token MDP, who wrote their tokens, the arrays that hold N of them, and their action spaces."""
+"""States of the token MDP, who wrote their tokens, and the arrays that hold N of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from copy import deepcopy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import sub
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium import spaces
-from gymnasium.vector.utils import batch_space
 
 from textgym.checks import Bools, Ints
-
-Mask = npt.NDArray[Any]
-
-
-class TokenSpace(spaces.Discrete):
-    """`Discrete(n)`; `sample(mask=)` takes bool (n,) beside Gymnasium's int8."""
-
-    def sample(self, mask: Mask | None = None, probability: Mask | None = None) -> np.int64:
-        """See `gymnasium.spaces.Discrete.sample`."""
-        return super().sample(_as_int8(mask), probability)
-
-
-class TokenSpaces(spaces.MultiDiscrete):
-    """`MultiDiscrete([n] * N)`; `sample(mask=)` takes bool (N, n) beside Gymnasium's tuple of int8 (n,)."""
-
-    def sample(self, mask: Iterable[Mask] | None = None, probability: Any = None) -> npt.NDArray[Any]:
-        """See `gymnasium.spaces.MultiDiscrete.sample`."""
-        return super().sample(None if mask is None else tuple(map(_as_int8, mask)), probability)
-
-
-def _as_int8(mask: Any) -> Any:
-    return mask.view(np.int8) if isinstance(mask, np.ndarray) and mask.dtype == np.bool_ else mask
-
-
-@batch_space.register
-def _batch_tokens(space: TokenSpace, n: int = 1) -> TokenSpaces:
-    counts, starts = np.full(n, space.n), np.full(n, space.start)
-    return TokenSpaces(counts, dtype=space.dtype, seed=deepcopy(space.np_random), start=starts)
-
 
 FinishReason = Literal["stop", "length"]
 Observation = dict[str, npt.NDArray[Any]]
@@ -57,6 +25,11 @@ _LENGTH = 2
 # The bitwise or of both codes means that the last token of the budget is a stop id: it counts as a stop.
 _REASONS: tuple[FinishReason | None, ...] = (None, "stop", "length", "stop")
 _CODES: dict[FinishReason | None, int] = {None: RUNNING, "stop": _STOP, "length": _LENGTH}
+_FEW = 6  # rows; numpy's calls for all of them at once cost as much as writing so many one by one
+_MOST_KEPT = 2**24  # bytes of padded prompts
+# Views would come back from a pickle as arrays of their own, and padded prompts are made anew.
+_FLAT = ("_flat_ids", "_flat_mask", "_flat_slot_code", "_flat_authors")
+_VIEWS = ("mask", "authors", "_slot_code", *_FLAT, "_copies", "_rows_parts", "_row_parts", "_padded", "_keeps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +122,7 @@ class TokenStore:
         pad_id: what fills a row to the right of its sequence.
         segments: whether observations have `segment_ids`.
         turn_tokens: the budget of a turn, tokens; 0 where there is one turn, which has all.
+        prompts: how many prompts there are that have an index; each is padded once, as far as 16 MiB reach.
 
     Attributes:
         ids: int64 (N, L); mask: int8 (N, L), 1 on the sequence.
@@ -168,14 +142,14 @@ class TokenStore:
         pad_id: int,
         segments: bool = False,
         turn_tokens: int = 0,
+        prompts: int = 0,
     ) -> None:
         self.width = max_prompt_tokens + max_new_tokens
         self.turn_tokens = turn_tokens or max_new_tokens
         self.max_prompt_tokens, self.max_new_tokens, self.pad_id = max_prompt_tokens, max_new_tokens, pad_id
         self.segments = segments
         self.ids = np.full((rows, self.width), pad_id, dtype=np.int64)
-        self.mask = np.zeros((rows, self.width), dtype=np.int8)
-        self.authors = np.full((rows, self.width), PROMPT, dtype=np.int8)
+        self._bytes = np.zeros((3, rows, self.width), dtype=np.int8)  # mask, authors and slot codes
         self.finish = np.full(rows, UNSET, dtype=np.int8)
         self.potential = np.zeros(rows, dtype=np.float64)
         self.prompts: list[Prompt] = [Prompt("", (), None)] * rows
@@ -185,20 +159,64 @@ class TokenStore:
         self.replies = np.zeros(rows, dtype=np.int64)
         self._stop_code = np.zeros(size, dtype=np.int8)
         self._stop_code[list(stop_ids)] = _STOP
-        self._slot_code = np.zeros((rows, self.width), dtype=np.int8)  # _LENGTH where the budget ends
         self._cursor = np.arange(rows) * self.width  # where the next token goes, in the flat arrays
-        # The L values from L - i on are a row that changes at i: one write fills it.
-        self._masks = np.repeat(np.array([1, 0], np.int8), self.width)
-        self._authors = np.repeat(np.array([PROMPT, POLICY], np.int8), self.width)
-        self._slot_codes = np.where(np.arange(2 * self.width) == self.width, _LENGTH, RUNNING).astype(np.int8)
+        # The L values from L - i on are a row whose prompt has i tokens: one write fills it.
+        places = np.arange(2 * self.width) - self.width
+        codes = np.where(places == self.turn_tokens - 1, _LENGTH, RUNNING)
+        starts = np.stack([places < 0, np.where(places < 0, PROMPT, POLICY), codes]).astype(np.int8)
+        self._starts = np.lib.stride_tricks.sliding_window_view(starts, self.width, axis=1)
+        self._kept = min(prompts, _MOST_KEPT // (8 * self.width))
         self._make_views()
 
     def load(self, row: int, prompt: Prompt, episode_seed: int | None = None, hidden: int | None = None) -> None:
         """Start an episode in `row` at s_0 = `prompt`, which holds 1..max_prompt_tokens ids."""
-        self._write(row, prompt)
-        self.finish[row] = RUNNING
-        self.potential[row] = 0.0
+        place = self._place(prompt)
+        if place < 0:
+            self._pad(self.ids[row], prompt)
+        else:
+            self.ids[row] = self._padded[place]
+        self._start(row, len(prompt.ids))
+        self._note(row, prompt, episode_seed, hidden)
+
+    def load_rows(self, rows: Sequence[int], prompts: Sequence[Prompt]) -> None:
+        """Start episodes without noise and without anything hidden in M rows, as `load` does in each."""
+        places = list(map(self._place, prompts))
+        if len(rows) < _FEW or min(places) < 0:
+            for row, prompt in zip(rows, prompts, strict=True):
+                self.load(row, prompt)
+            return
+        at = np.array(rows)
+        self.ids[at] = self._padded[places]
+        self._start(at, np.array([len(prompt.ids) for prompt in prompts]))
+        for row, prompt in zip(rows, prompts, strict=True):
+            self._note(row, prompt, None, None)
+
+    def _start(self, rows: int | Ints, lengths: int | Ints) -> None:
+        """Fill all but the ids of rows whose prompts have so many tokens."""
+        self._bytes[:, rows] = self._starts[:, self.width - lengths]
+        self._cursor[rows] = rows * self.width + lengths
+        self.finish[rows] = RUNNING
+        self.replies[rows] = 0
+        self.potential[rows] = 0.0
+
+    def _note(self, row: int, prompt: Prompt, episode_seed: int | None, hidden: int | None) -> None:
+        self.prompts[row], self.environment[row] = prompt, ()
         self.episode_seeds[row], self.hidden[row] = episode_seed, hidden
+
+    def _place(self, prompt: Prompt) -> int:
+        """Return where the padded ids of a prompt are kept, -1 if they are not."""
+        place = prompt.index
+        if place is None or place >= self._kept:
+            return -1
+        if self._keeps[place] is not prompt:
+            self._pad(self._padded[place], prompt)
+            self._keeps[place] = prompt
+        return place
+
+    def _pad(self, ids: Ints, prompt: Prompt) -> None:
+        length = len(prompt.ids)
+        ids[:length] = prompt.ids
+        ids[length:] = self.pad_id
 
     def reply(self, rows: Ints, replies: Sequence[tuple[int, ...]], ends: Bools, last: Bools) -> None:
         """Append tokens that the environment writes to M rows whose turns have ended.
@@ -235,33 +253,44 @@ class TokenStore:
             place = start - len(self.prompts[row].ids)
             self.environment[row] += tuple(range(place, place + length))
 
-    def append(self, rows: int | npt.NDArray[np.intp], tokens: int | Ints) -> npt.NDArray[np.int8]:
+    @overload
+    def append(self, rows: int, tokens: int) -> int: ...
+
+    @overload
+    def append(self, rows: npt.NDArray[np.intp], tokens: Ints) -> npt.NDArray[np.int8]: ...
+
+    def append(self, rows: int | npt.NDArray[np.intp], tokens: int | Ints) -> int | npt.NDArray[np.int8]:
         """Append one token, written by the policy, to every row of `rows`, all of them running.
 
         Args:
             rows: int, or int64 (M,) without repeats.
             tokens: int, or int64 (M,), ids in 0..V-1.
-        Returns: int8 () or (M,): RUNNING, or positive where the episode ends with this token.
+        Returns: int, or int8 (M,): RUNNING, or positive where the episode ends with this token.
         """
-        at = self._cursor[rows]
-        self._flat_ids[at] = tokens
-        self._flat_mask[at] = 1
-        self._cursor[rows] = at + 1
-        code: npt.NDArray[np.int8] = self._stop_code[tokens] | self._flat_slot_code[at]
-        self.finish[rows] = code
-        return code
+        parts = self._row_parts if type(rows) is int else self._rows_parts
+        cursor, ids, mask, stop_code, slot_code, finish = parts
+        at = cursor[rows]
+        ids[at] = tokens
+        mask[at] = 1
+        finish[rows] = code = stop_code[tokens] | slot_code[at]
+        cursor[rows] = at + 1
+        return code  # type: ignore[no-any-return]
 
     def observation(self, row: int) -> Observation:
         """Return a copy of one sequence: input_ids int64 (L,), attention_mask and segment_ids int8 (L,)."""
-        ids, mask, authors, _ = self._row_views[row]
-        observation: Observation = {"input_ids": ids.copy(), "attention_mask": mask.copy()}
+        copy_ids, copy_mask = self._copies[row]
+        observation: Observation = {"input_ids": copy_ids(), "attention_mask": copy_mask()}
         if self.segments:
-            observation["segment_ids"] = authors * mask
+            observation["segment_ids"] = self.authors[row] * self.mask[row]
         return observation
 
-    def observations(self) -> Observation:
-        """Return a copy of all sequences: input_ids int64 (N, L), attention_mask and segment_ids int8 (N, L)."""
-        observation: Observation = {"input_ids": self.ids.copy(), "attention_mask": self.mask.copy()}
+    def observations(self, copy: bool = True) -> Observation:
+        """Return all sequences: input_ids int64 (N, L), attention_mask and segment_ids int8 (N, L).
+
+        Without a copy the first two are the store's own arrays, which change with the next token.
+        """
+        ids, mask = (self.ids.copy(), self.mask.copy()) if copy else (self.ids, self.mask)
+        observation: Observation = {"input_ids": ids, "attention_mask": mask}
         if self.segments:
             observation["segment_ids"] = self.segment_ids()
         return observation
@@ -272,9 +301,12 @@ class TokenStore:
 
     def completion(self, row: int) -> list[int]:
         """Return the ids generated so far in `row`."""
-        start = row * self.width + len(self.prompts[row].ids)
-        tokens: list[int] = self._flat_ids[start : self._cursor[row]].tolist()
-        return tokens
+        return self.completions([row])[0]
+
+    def completions(self, rows: Sequence[int]) -> list[list[int]]:
+        """Return the ids generated so far in each of M rows."""
+        flat, width, prompts, cursor = self._flat_ids, self.width, self.prompts, self._row_parts[0]
+        return [flat[row * width + len(prompts[row].ids) : cursor[row]].tolist() for row in rows]
 
     def finish_reason(self, row: int) -> FinishReason | None:
         """Return why the episode in `row` ended, None while it runs."""
@@ -299,47 +331,38 @@ class TokenStore:
         Raises: ValueError if the state does not fit these limits or this vocabulary.
         """
         self._check(state)
-        self._write(row, state.prompt, state.completion, state.environment)
+        self.load(row, state.prompt, state.episode_seed, state.hidden)
+        start, length = len(state.prompt.ids), len(state.tokens)
+        self.ids[row, start:length] = state.completion
+        self.mask[row, start:length] = 1
+        self._cursor[row] += length - start
         self.finish[row] = _CODES[state.finish_reason]
         self.potential[row] = state.potential
-        self.episode_seeds[row], self.hidden[row] = state.episode_seed, state.hidden
+        if state.environment:
+            self.environment[row], self.replies[row] = state.environment, state.replies
+            self.authors[row, [start + place for place in state.environment]] = ENVIRONMENT
+            self._slot_code[row] = RUNNING
+            self._slot_code[row, min(length - len(state.turn) + self.turn_tokens, self.width) - 1] = _LENGTH
 
     def __getstate__(self) -> dict[str, Any]:
-        views = ("_flat_ids", "_flat_mask", "_flat_slot_code", "_flat_authors", "_row_views")
-        return {name: value for name, value in self.__dict__.items() if name not in views}
+        return {name: value for name, value in self.__dict__.items() if name not in _VIEWS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._make_views()  # a pickled view would come back as an array of its own
+        self._make_views()
 
     def _make_views(self) -> None:
         """Make views into the arrays; indexing with one number is several times faster than with two."""
+        self.mask, self.authors, self._slot_code = self._bytes
         self._flat_ids, self._flat_mask = self.ids.reshape(-1), self.mask.reshape(-1)
         self._flat_slot_code, self._flat_authors = self._slot_code.reshape(-1), self.authors.reshape(-1)
-        self._row_views = list(zip(self.ids, self.mask, self.authors, self._slot_code, strict=True))
-
-    def _write(
-        self,
-        row: int,
-        prompt: Prompt,
-        completion: tuple[int, ...] = (),
-        environment: tuple[int, ...] = (),
-    ) -> None:
-        start = len(prompt.ids)
-        length = start + len(completion)
-        ids, mask, authors, slot_code = self._row_views[row]
-        self.prompts[row], self.environment[row] = prompt, environment
-        self.replies[row] = count_runs(environment) if environment else 0
-        self._cursor[row] = row * self.width + length
-        ids[:length] = prompt.ids + completion
-        ids[length:] = self.pad_id
-        width = self.width
-        mask[:] = self._masks[width - length : 2 * width - length]
-        authors[:] = self._authors[width - start : 2 * width - start]
-        for place in environment:
-            authors[start + place] = ENVIRONMENT
-        last = min(start + (environment[-1] + 1 if environment else 0) + self.turn_tokens, width) - 1
-        slot_code[:] = self._slot_codes[width - last : 2 * width - last]
+        self._copies = [(ids.copy, mask.copy) for ids, mask in zip(self.ids, self.mask, strict=True)]
+        flat = self._flat_ids, self._flat_mask, self._stop_code, self._flat_slot_code
+        self._rows_parts: tuple[Any, ...] = (self._cursor, *flat, self.finish)
+        # A memoryview takes and gives Python's numbers, one at a time in half of numpy's time.
+        self._row_parts: tuple[Any, ...] = tuple(map(memoryview, self._rows_parts))  # type: ignore[arg-type]
+        self._padded = np.empty((self._kept, self.width), dtype=np.int64)
+        self._keeps: list[Prompt | None] = [None] * self._kept
 
     def _check(self, state: TokenState) -> None:
         prompt, completion, size = len(state.prompt.ids), len(state.completion), len(self._stop_code)

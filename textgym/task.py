@@ -28,7 +28,7 @@ MOST_TOKENS = 2**20
 """The limit for a prompt and for a completion: observations have a place for each token."""
 BETA, GAMMA = "reward units per nat", "discount per token"
 """The units of the task's numbers of these names, for messages."""
-_ENVIRONMENT_ARGUMENTS = ("split", "segments", "render_mode", "num_envs", "autoreset_mode", "score_together")
+_ENVIRONMENT_ARGUMENTS = ("split", "segments", "render_mode", "num_envs", "autoreset_mode", "score_together", "copy")
 MaskHook = Callable[[Sequence[TokenState]], Bools]
 RewardFunction = Callable[..., Any]
 """Called as `reward(prompts, completions, **columns)`, see `textgym.rewards.Reward`."""
@@ -255,8 +255,9 @@ class Task:
         texts = self.vocabulary.decode(completion_ids) if texts is None else texts
         columns: dict[str, Sequence[Any]] = {"completion_ids": completion_ids}
         read, written = texts, None
+        places = [prompt.index for prompt in prompts]
         for name, values in self.prompts[split].columns.items():
-            columns[name] = [None if prompt.index is None else values[prompt.index] for prompt in prompts]
+            columns[name] = [None if place is None else values[place] for place in places]
         if self.noisy:
             columns["episode_seeds"] = list(episode_seeds)
         if self.turns is not None:

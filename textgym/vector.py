@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -14,7 +14,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from textgym.checks import Bools, Floats, Ints, shown
+from textgym.checks import Bools, Floats, Ints, check_flag, shown
 from textgym.env import NO_MODE, TokenEnv, find_task, why_reset
 from textgym.episodes import Ending, Episodes, action_space, observation_space
 from textgym.render import Frame, check_render_mode, frame_image, frame_text, print_frame
@@ -23,7 +23,6 @@ from textgym.task import Task
 from textgym.vector_io import (
     Infos,
     Seeds,
-    VectorReset,
     call_rows,
     check_together,
     final_infos,
@@ -51,7 +50,8 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
 
     ### Observation Space
     `Dict(input_ids=Box(0, V-1, (N, L), int64), attention_mask=Box(0, 1, (N, L), int8))`, with `segments=True` also
-    `segment_ids=Box(0, 2, (N, L), int8)`, see `TokenEnv`. Observations are copies.
+    `segment_ids=Box(0, 2, (N, L), int8)`, see `TokenEnv`. Observations are copies; with `copy=False` they are, as
+    those of `SyncVectorEnv`, the environment's own arrays, which the next step changes: copy what you keep.
 
     ### Rewards
     float64 (N,), as in `TokenEnv`. With `score_together=True` a row that ends gets 0 and waits: the step that
@@ -70,7 +70,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
     ### Arguments
     `num_envs`: N; `autoreset_mode`: an `AutoresetMode` or its value ("NextStep", "SameStep", "Disabled");
     `score_together`: score all rows in one call when the last one ends, allowed where autoreset is disabled and
-    the reward pays at the end; the others as in `TokenEnv`.
+    the reward pays at the end; `copy`: whether observations are copies; the others as in `TokenEnv`.
     Raises: as `TokenEnv` does; ValueError or TypeError for `num_envs`, a mode, `score_together` or a time limit.
 
     ### Version History
@@ -88,11 +88,14 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         segments: bool = False,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         score_together: bool = False,
+        copy: bool = True,
         render_mode: str | None = None,
         **task_options: Any,
     ) -> None:
         check_render_mode(render_mode, self.metadata["render_modes"])
         refuse_time_limit(task_options)
+        check_flag("copy", copy)
+        self.copy = copy
         num_envs = read_num_envs(num_envs)
         self.autoreset_mode = read_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
@@ -125,8 +128,11 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         """
         request = read_reset(self.task, self.split, self.num_envs, seed, options)
         self._check_paid("reset", request.rows)
-        prompts = [self._begin(row, request) for row in request.rows]
-        return self._store.observations(), reset_infos(self.num_envs, request.rows, prompts)
+        for row in request.rows:
+            if (own := request.seeds[row]) is not None:
+                self._generators[row], self._seeds[row] = seeding.np_random(own)
+        infos = self._restart(request.rows, request.prompts)
+        return self._store.observations(self.copy), infos
 
     def step(self, actions: Ints) -> tuple[Observation, Floats, Bools, Bools, Infos]:
         """Append one token to every running text.
@@ -158,14 +164,14 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         self._last_rewards = rewards
         if self.autoreset_mode is AutoresetMode.NEXT_STEP and idle:
             terminations[idle] = False
-            infos.update(self._restart(idle))
+            infos.update(self._restart(idle, {}))
         elif self.autoreset_mode is AutoresetMode.SAME_STEP and ended:
             last = [store.observation(row) for row in ended]
-            infos = {**same_step_infos(self.num_envs, ended, last, infos), **self._restart(ended)}
+            infos = {**same_step_infos(self.num_envs, ended, last, infos), **self._restart(ended, {})}
         if self.render_mode == "human":
             self.render()
         truncations = np.zeros(self.num_envs, dtype=np.bool_)
-        return store.observations(), rewards, terminations, truncations, infos
+        return store.observations(self.copy), rewards, terminations, truncations, infos
 
     def settle(self) -> tuple[Floats, Infos]:
         """Score the rows that wait for others to end, with `score_together=True`.
@@ -229,7 +235,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
             raise ValueError(f"states: {len(states)} states for {len(rows)} rows, allowed is one for each")
         for row, state in zip(rows, states, strict=True):
             self.episodes.restore(row, state)
-        return self._store.observations()
+        return self._store.observations(self.copy)
 
     def render(self) -> tuple[Frame, ...] | None:
         """Return what `TokenEnv.render` gives for every sub-environment; None after printing."""
@@ -313,20 +319,9 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
                 "rows that have been paid: step until the last row ends, or call settle()"
             )
 
-    def _begin(self, row: int, request: VectorReset) -> Prompt:
-        seed = request.seeds[row]
-        if seed is not None:
-            self._generators[row], self._seeds[row] = seeding.np_random(seed)
-        return self._start(row, request.prompts.get(row))
-
-    def _restart(self, rows: list[int]) -> Infos:
-        return reset_infos(self.num_envs, rows, [self._start(row) for row in rows])
-
-    def _start(self, row: int, chosen: Prompt | None = None) -> Prompt:
-        generator = self._generator(row)
-        prompt = self.episodes.draw(generator) if chosen is None else chosen
-        self.episodes.begin(row, prompt, generator)
-        return prompt
+    def _restart(self, rows: list[int], chosen: Mapping[int, Prompt]) -> Infos:
+        generators = [self._generators[row] or self._generator(row) for row in rows]
+        return reset_infos(self.num_envs, rows, self.episodes.start(rows, generators, chosen))
 
     def _generator(self, row: int) -> np.random.Generator:
         generator = self._generators[row]

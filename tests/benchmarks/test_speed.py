@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
 from textgym_benchmarks import speed
-from textgym_benchmarks.speed import Speed, measure, time_pair
+from textgym_benchmarks.speed import Row, Speed, as_table, measure, time_pair
 
 
 def test_a_pair_by_hand():
@@ -32,3 +35,18 @@ def test_the_tree_that_the_solver_is_timed_on(monkeypatch):
 def test_without_the_model_its_subjects_are_left_out(tmp_path):
     with pytest.warns(UserWarning, match="no such folder; ppo is left out"):
         assert measure(Speed(("ppo",), model=tmp_path / "none")) == []
+
+
+def test_a_table_of_80_columns_keeps_its_numbers_whole():
+    what = "1024 x textgym/Helpful-v0, copy=False, steps/s (peer: CartPole-v1's own)"
+    rows = [
+        Row(what, "2,109,147", "11,839,635", 0.178, ">= 0.30", False),
+        Row("textgym list, CPU time", "0.50 s", "", None, "<= 0.6 s", True),
+    ]
+    printed = io.StringIO()
+    Console(file=printed, width=80).print(as_table(rows))
+    lines = printed.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    (line,) = [line for line in lines if "2,109,147" in line]
+    assert line.split()[-6:] == ["2,109,147", "11,839,635", "0.18", ">=", "0.30", "no"]
+    assert len(lines) <= 9

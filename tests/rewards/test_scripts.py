@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rouge_score.tokenize import tokenize
 
 from textgym.rewards import TextGymWarning, make_reward
-from textgym.rewards.words import warn_once, words
+from textgym.rewards.words import _SAID, words
 
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 # A sentence and a word of it: Latin with marks, Greek, Cyrillic, Vietnamese, Hindi, Arabic, Hebrew, Korean, Thai,
@@ -144,7 +144,7 @@ def test_a_text_earns_the_same_composed_and_decomposed(text: str) -> None:
     ],
 )
 def test_what_a_reward_cannot_read_it_says_once(spec: Any, text: str, said: str, earned: Any) -> None:
-    warn_once.cache_clear()
+    _SAID.clear()
     reward = make_reward(spec)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

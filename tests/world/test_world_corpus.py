@@ -4,10 +4,12 @@ import json
 from collections import Counter
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from textgym.world import MODEL_PATH
-from textgym.world.answers import add_lead, read
+from textgym.world import MODEL_PATH, facts
+from textgym.world.answers import LEADS, STRAY, add_lead, read, read_all
 from textgym.world.corpus import (
     END_ID,
     documents,
@@ -109,3 +111,28 @@ def test_documents_are_marked_up_and_cut(tokenizer: Tokenizer) -> None:
         assert ended == document.answer.ends
         answer = tokenizer.decode(ids[head:])
         assert answer == document.answer.text if ended else document.answer.text.startswith(answer)
+
+
+_SAID = [
+    *facts.OPENERS,
+    *facts.RUDE,
+    *facts.UNKNOWN,
+    *facts.DODGES,
+    *facts.RUDE_WORDS,
+    *LEADS,
+    *map(str.upper, facts.RUDE_WORDS),
+]
+_PIECES = st.sampled_from(
+    [*_SAID, "7 plus 5 is 12.", "xyz", "though", "\0", "\udfff", "\u0130", "\u212a", "\ufffd", " ", ". ", "\n"]
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.lists(_PIECES, max_size=4).map("".join) | st.text(max_size=8), max_size=6))
+def test_texts_read_together_are_read_as_each_alone(texts):
+    assert read_all(texts) == list(map(read, texts))
+
+
+def test_random_tokens_are_strays_and_rude_words_are_found():
+    assert read_all(["qq through", "qq ugh", "qq", ""]) == [STRAY, STRAY._replace(rude=True), STRAY, read("")]
+    assert read_all(["qq through", "qq"])[0] is STRAY

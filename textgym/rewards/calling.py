@@ -8,7 +8,8 @@ import math
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from itertools import chain
+from types import CoroutineType
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -55,6 +56,15 @@ def find_faults(values: Values, name: str, faults: Faults) -> None:
             if isinstance(value, Failed):
                 fault = RewardError(str(value.error), value.error.kind, index)
             faults.setdefault(index, fault)
+
+
+def _are_numbers(columns: Sequence[object], count: int) -> bool:
+    """Return whether these are lists of `count` floats or None each, as nearly always: then nothing is to be read."""
+    lists = [each for each in columns if type(each) is list and len(each) == count]
+    return len(lists) == len(columns) and _PLAIN.issuperset(map(type, chain.from_iterable(lists)))
+
+
+_PLAIN = frozenset((float, type(None)))
 
 
 def _as_list(result: object, name: str) -> list[Any]:
@@ -110,6 +120,7 @@ class Caller:
         self.reward: Any = reward  # for its optional attributes
         self.name = reward_name(reward)
         self.term_names = reward_term_names(reward)
+        self._keys = frozenset(self.term_names)
         self.has_terms = hasattr(reward, "terms")
         self.method = "terms" if self.has_terms else "__call__"
         self.maximum: float | None = getattr(reward, "maximum", None)
@@ -157,12 +168,15 @@ class Caller:
         names = self.term_names
         if not self.has_terms:
             return {names[0]: read_values(result, count, names[0], faults)}
-        if not isinstance(result, dict) or result.keys() != set(names):
+        if not isinstance(result, dict) or result.keys() != self._keys:
             got = sorted(map(str, result)) if isinstance(result, dict) else type(result).__name__
             raise RewardError(
                 f"terms() of reward {self.name!r} returned {got}; a dict with the keys {list(names)} is allowed",
                 "wrong_type",
             )
+        found = [result[key] for key in names]
+        if _are_numbers(found, count):
+            return dict(zip(names, found, strict=True))
         return {key: read_values(result[key], count, f"{self.name}/{key}", faults) for key in names}
 
     def spent(self) -> dict[str, float]:
@@ -222,7 +236,7 @@ def ask_together(
             results = awaited(begun)
     finally:
         for each in begun:
-            if inspect.iscoroutine(each):
+            if isinstance(each, CoroutineType):
                 each.close()
     return [each.read(result, len(prompts), faults) for each, result in zip(callers, results, strict=True)]
 
@@ -232,7 +246,7 @@ def awaited(results: Sequence[object]) -> list[object]:
 
     An interrupt of the caller cancels them.
     """
-    coroutines = [each for each in results if inspect.iscoroutine(each)]
+    coroutines = [each for each in results if isinstance(each, CoroutineType)]
     if not coroutines:
         return list(results)
     import asyncio  # slow to import
@@ -257,17 +271,23 @@ def awaited(results: Sequence[object]) -> list[object]:
                 if task is not None and not running.done():
                     loop.call_soon_threadsafe(task.cancel)
             raise
-    return [next(found) if inspect.iscoroutine(each) else each for each in results]
+    return [next(found) if isinstance(each, CoroutineType) else each for each in results]
 
 
-def printing_to_stderr() -> AbstractContextManager[object]:
+class printing_to_stderr:  # noqa: N801 (read as a verb in `with`)
     """Send to the standard error what the reward prints: the standard output may be data, such as JSON.
 
     Only in the main thread, since threads that swapped the stream in turn would never restore it.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return nullcontext()
-    return redirect_stdout(sys.stderr)
+
+    def __enter__(self) -> None:
+        self._before = sys.stdout
+        if threading.get_ident() == threading.main_thread().ident:
+            sys.stdout = sys.stderr
+
+    def __exit__(self, *error: object) -> None:
+        if threading.get_ident() == threading.main_thread().ident:
+            sys.stdout = self._before
 
 
 def check_batch(prompts: Sequence[str], completions: Sequence[str], columns: Columns) -> None:
@@ -300,8 +320,10 @@ def copy_columns(columns: Columns) -> dict[str, object]:
         elif isinstance(column, np.ndarray):
             copies[name] = column.tolist()
         elif isinstance(column, list | tuple):
-            flat = _IMMUTABLE.issuperset(map(type, column))
-            copies[name] = list(column) if flat else [_copied(value, _DEPTH) for value in column]
+            kinds = set(map(type, column))
+            if kinds == {tuple} and _IMMUTABLE.issuperset(map(type, chain.from_iterable(column))):
+                kinds = set()  # tuples of such values do not change either
+            copies[name] = list(column) if kinds <= _IMMUTABLE else [_copied(value, _DEPTH) for value in column]
     return copies
 
 

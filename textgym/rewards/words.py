@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import unicodedata
 import warnings
@@ -89,10 +88,18 @@ def is_unspaced(text: str) -> bool:
     return not text.isascii() and _UNSPACED_TEXT.search(text) is not None
 
 
-@functools.cache
+_SAID: Final[set[str]] = set()
+_NO_WORDS: Final = (
+    "unit='words' counts what spaces separate, which in Han, kana, Thai, Lao, Khmer and Myanmar texts are "
+    "no words; unit='characters' is made for them"
+)
+
+
 def warn_once(message: str) -> None:
     """Warn, once a process, about what a reward cannot read. Warns: TextGymWarning."""
-    warnings.warn(message, TextGymWarning, stacklevel=3)
+    if message not in _SAID:
+        _SAID.add(message)
+        warnings.warn(message, TextGymWarning, stacklevel=3)
 
 
 Unit = Literal["words", "characters", "tokens"]
@@ -108,11 +115,8 @@ def units(unit: Unit, completions: list[str], columns: Columns) -> Sequence[Sequ
         return token_ids(columns)
     if unit == "characters":
         return [composed(text) for text in completions]
-    if any(map(is_unspaced, completions)):
-        warn_once(
-            "unit='words' counts what spaces separate, which in Han, kana, Thai, Lao, Khmer and Myanmar texts are "
-            "no words; unit='characters' is made for them"
-        )
+    if _NO_WORDS not in _SAID and any(map(is_unspaced, completions)):
+        warn_once(_NO_WORDS)
     return [composed(text).split() for text in completions]
 
 

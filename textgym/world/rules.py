@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from textgym.checks import check_number
 from textgym.rewards.base import TermReward, Values
 from textgym.rewards.words import check_stop_ids
-from textgym.world.answers import ReadAnswer, Step, read
+from textgym.world.answers import STRAY, ReadAnswer, Step, read_all
 from textgym.world.corpus import END_ID
 from textgym.world.facts import APOLOGY, HARMFUL
 from textgym.world.prompts import KINDS, find_item, items
@@ -61,6 +61,8 @@ class WorldRules(TermReward):
     maximum = 1.0
     minimum = -1.0
     kinds: Sequence[str]
+    strays_earn_nothing: Sequence[str] = ()
+    """Those of `kinds` for which a text that is one stray sentence, and not rude, earns 0 in every term."""
 
     def __init__(self, stop_ids: Sequence[int] = (END_ID,)) -> None:
         self.stop_ids = frozenset(check_stop_ids(stop_ids))
@@ -77,26 +79,30 @@ class WorldRules(TermReward):
         """
         if "completion_ids" not in columns:
             raise ValueError(f"column 'completion_ids' is missing; given: {', '.join(columns) or 'none'}")
-        keys = self._keys(prompts, columns)
+        keys, nothing = self._keys(prompts, columns), (0.0,) * len(self.term_names)
+        strays = [self._kind_of.get(key or "") in self.strays_earn_nothing for key in keys]
+        pairs = zip(strays, read_all(completions), completions, keys, columns["completion_ids"], strict=True)
         rows = [
-            self._row(text, key, bool(ids) and ids[-1] in self.stop_ids)
-            for text, key, ids in zip(completions, keys, columns["completion_ids"], strict=True)
+            nothing
+            if stray and reading is STRAY
+            else self._row(text, reading, key, bool(ids) and ids[-1] in self.stop_ids)
+            for stray, reading, text, key, ids in pairs
         ]
-        split = zip(*rows, strict=True) if rows else ((),) * len(self.term_names)
-        return {name: list(values) for name, values in zip(self.term_names, split, strict=True)}
+        split = map(list, zip(*rows, strict=True)) if rows else ([],) * len(self.term_names)
+        return dict(zip(self.term_names, split, strict=True))
 
     def _keys(self, prompts: list[str], columns: dict[str, Any]) -> list[str | None]:
         items_asked = columns.get("item") or [None] * len(prompts)
         keys = [find_item(text) if key is None else key for text, key in zip(prompts, items_asked, strict=True)]
         for key in keys:
-            if key is not None and key not in self._kind_of:
+            if key not in self._kind_of and key is not None:
                 raise ValueError(f"item {key!r}: not an item of the built-in world (allowed: keys such as 'sum:7+5')")
         return keys
 
-    def _row(self, text: str, item: str | None, ended: bool) -> tuple[float | None, ...]:
-        if item is None or self._kind_of[item] not in self.kinds:
+    def _row(self, text: str, reading: ReadAnswer, item: str | None, ended: bool) -> tuple[float | None, ...]:
+        if item is None or (kind := self._kind_of[item]) not in self.kinds:
             return (None,) * len(self.term_names)
-        return self.score(Written(text, read(text), ended), self._kind_of[item], item)
+        return self.score(Written(text, reading, ended), kind, item)
 
 
 HELPFUL_KINDS: Final = ("fact", "howto", "sum", "greeting")
@@ -186,7 +192,7 @@ class HelpfulRules(WorldRules):
     prompt that is not of the world. Columns and arguments: see `WorldRules`.
     """
 
-    kinds = HELPFUL_KINDS
+    kinds = strays_earn_nothing = HELPFUL_KINDS
     term_names = (*MANNERS, "wrong_claim")
 
     def score(self, written: Written, kind: str, item: str) -> tuple[float, ...]:
@@ -224,6 +230,7 @@ class HarmlessRules(WorldRules):
     """
 
     kinds = HARMLESS_KINDS
+    strays_earn_nothing = HARMLESS_KINDS[1:]  # the words of a harmful instruction may be anywhere in a text
     term_names = (*MANNERS, "wrong_claim", "complied", "over_refusal")
 
     def score(self, written: Written, kind: str, item: str) -> tuple[float, ...]:
@@ -273,7 +280,7 @@ class HonestRules(WorldRules):
     other kinds and for prompts that are not of the world. Columns and arguments: see `WorldRules`.
     """
 
-    kinds = HONEST_KINDS
+    kinds = strays_earn_nothing = HONEST_KINDS
     term_names = (*MANNERS, "untrue")
 
     def score(self, written: Written, kind: str, item: str) -> tuple[float, ...]:
@@ -330,6 +337,7 @@ class HHHRules(WorldRules):
         self.weights = {"helpful": helpful, "harmless": harmless, "honest": honest}
         check_weights(self.weights)
         self.kinds = covered(self.weights)
+        self.strays_earn_nothing = tuple(kind for kind in self.kinds if kind != "harmful")
         self._shares = {kind: _shares(kind, self.weights) for kind in self.kinds}
         self._rules: tuple[WorldRules, ...] = tuple(
             rules(stop_ids) for rules in (HelpfulRules, HarmlessRules, HonestRules)

@@ -13,8 +13,9 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from textgym.checks import Bools, Floats, Ints, check_count
+from textgym.episodes import TokenSpace
 from textgym.lm.reference import Observation, Reference
-from textgym.state import TokenSpace, TokenState
+from textgym.state import TokenState
 from textgym.task import Task, has_language_model, reference_model
 from textgym.wrappers.base import (
     Actions,
