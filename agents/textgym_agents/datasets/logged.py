@@ -48,8 +48,8 @@ def logged(recording: Recording, policy: Policy, task: Task, reference: Policy |
     places = padded(columns)
     numbers = prefixes(sequences.input_ids)
     own = _token_log_probs(policy, recording, task, places)
-    times = np.arange(places.shape[1])
-    rewards = padded(recording.rewards) * task.gamma**times
+    assert sequences.rewards is not None
+    rewards = padded(sequences.rewards[rows, columns])
     if reference is not None:
         against = _token_log_probs(reference, recording, task, places)
         rewards = rewards - task.beta * np.where(own > FORBIDDEN / 2, own - against, 0.0)  # what is never written
