@@ -1,6 +1,7 @@
 """Off-policy estimators against enumeration: sums over all trajectories, exact values, and numbers by hand."""
 
 import json
+import re
 import math
 from dataclasses import replace
 
@@ -361,5 +362,8 @@ def test_the_command_shows_the_truth_beside_the_estimates(tmp_path, capsys):
     assert "every 2 episodes in a row answer one prompt: --group 2" in capsys.readouterr().err
     main([str(tmp_path / "log.jsonl"), "--id", "Copy-v0"])
     shown = capsys.readouterr()
-    assert "doubly robust" in shown.out
     assert "may miss" in shown.err
+    lines = shown.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    (row,) = [line for line in lines if "doubly robust" in line]
+    assert re.fullmatch(r" *doubly robust( +[\d.]+ \[[\d.]+, [\d.]+\]){2} +\d+, \d+ *", row)
