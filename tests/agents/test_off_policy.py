@@ -1,8 +1,8 @@
 """Off-policy estimators against enumeration: sums over all trajectories, exact values, and numbers by hand."""
 
 import json
-import re
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
