@@ -45,27 +45,18 @@ def test_rewards_are_discounted_from_the_first_token_whatever_the_prompts_length
     assert log.sequences.rewards.sum() == 6
 
 
-@pytest.mark.parametrize("more", [{}, {"ended": True}])
-def test_an_empty_text_is_its_end_alone(actor, tmp_path, more):
+@pytest.mark.parametrize("more", [{}, {"ended": True}, {"ended": False}])
+def test_an_empty_text_is_refused_with_its_line_and_read_by_its_ids(actor, tmp_path, more):
     rows = [
         {"prompt": "a b", "completion": "a", "reward": 1},
         {"prompt": "c", "completion": "", "reward": 0.25, **more},
     ]
-    log = read_recording(written(tmp_path / "x.jsonl", rows), actor.task)
+    with pytest.raises(ValueError, match=r"x\.jsonl, line 2: the completion is empty"):
+        read_recording(written(tmp_path / "x.jsonl", rows), actor.task)
+    log = read_recording(written(tmp_path / "x.jsonl", [rows[0], rows[1] | {"completion_ids": [3]}]), actor.task)
     assert log.sequences.lengths.tolist() == [2, 1]
-    assert log.sequences.input_ids[1, log.sequences.starts[1]] in actor.task.vocabulary.stop_ids
+    assert log.sequences.input_ids[1, log.sequences.starts[1]] == 3
     assert log.returns.tolist() == [1, 0.25]
-
-
-def test_an_empty_text_that_did_not_end_is_refused_with_its_line(actor, tmp_path):
-    rows = [{"prompt": "a b", "completion": "a", "reward": 1}, {"prompt": "c", "completion": "", "reward": 0}]
-    path = written(tmp_path / "x.jsonl", [rows[0], rows[1] | {"ended": False}])
-    with pytest.raises(ValueError, match=r"x\.jsonl, line 2: .*has no tokens .*at least one"):
-        read_recording(path, actor.task)
-    with pytest.raises(ValueError, match=r"x\.jsonl, line 2: .*has no tokens .*at least one"):
-        read_recording(
-            written(path, rows), make_task("Text", prompts=["a b", "c"], tokenizer=["a", "b", "c"], reward=count_a)
-        )
 
 
 def test_what_is_written_is_read_back(actor, tmp_path):
