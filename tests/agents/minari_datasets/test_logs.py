@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from agents.enumerated import count_a, tiny_agent, tiny_task
+from agents.enumerated import tiny_agent, tiny_task
 from hypothesis import given
 from hypothesis import strategies as st
 from textgym_agents.datasets import is_recording, play_episodes, read_recording, write_log
