@@ -10,7 +10,7 @@ writes results, tables and pictures; the second prints what is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -110,41 +110,70 @@ def study(name: str, repetitions: int, size: int, seed: int = 0) -> Iterator[Jso
 
     Args: size: episodes of a log.
     """
-    pool, generator = LogPool.of(name), np.random.default_rng([seed, 31])
+    pool = LogPool.of(name)
     solution = pool.solution
     policies = [between(solution, share) for share in SHARES]
     base, logs = pool.log_probs(solution.log_reference), [pool.log_probs(each.log_policy) for each in policies]
     truths = {"reward": [each.expected_return for each in policies], "objective": [each.objective for each in policies]}
-    counts = resampled_counts(np.random.default_rng([seed, 32]), size).astype(np.float64)[:400]
-    cells: dict[tuple[str, str, int], list[tuple[float, ...]]] = {}
-    for repetition in range(repetitions):
+
+    def draw(generator: np.random.Generator) -> Iterator[tuple[str, int, Logged]]:
         drawn = generator.choice(len(pool.probability), size, p=pool.probability)
         paid = pool.rewards[drawn]
         paid[np.arange(size), pool.lengths[drawn] - 1] += pool.noise * generator.standard_normal(size)
         for place, own in enumerate(logs):
             charge = np.where(own[drawn] > -np.inf, own[drawn] - base[drawn], 0.0)
             for measure, beta in (("reward", 0.0), ("objective", solution.beta)):
-                log = Logged(
+                yield measure, place, Logged(
                     pool.lengths[drawn], pool.states[drawn], pool.edges[drawn], paid - beta * charge, own[drawn],
                     base[drawn], base[drawn].sum(1), paid.sum(1),
                 )  # fmt: skip
-                fits = counts[:_FITS] if repetition % FITTED == 0 else None
-                for estimator, cell in _estimates(log, counts, fits, truths[measure][place], measure):
-                    cells.setdefault((estimator, measure, place), []).append(cell)
+
+    generator = np.random.default_rng([seed, 31])
     span = solution.objective - solution.reference_objective
+    counts = bootstrap_counts(seed, size)
+    for row in judged_rows((draw(generator) for _ in range(repetitions)), counts, truths, span, SHARES):
+        yield row | {"task": name} | ({"size": size} if "share" in row else {})
+
+
+def bootstrap_counts(seed: int, size: int) -> Floats:
+    """Return how often each of `size` episodes is drawn in each resample, (400, size)."""
+    return resampled_counts(np.random.default_rng([seed, 32]), size).astype(np.float64)[:400]
+
+
+def judged_rows(
+    repetitions: Iterable[Iterable[tuple[str, int, Logged]]],
+    counts: Floats,
+    truths: Mapping[str, Sequence[float]],
+    span: float,
+    shares: Sequence[float],
+    least: float = 0.0,
+) -> Iterator[JsonObject]:
+    """Yield a row for every policy, measure and estimator, and one for how each ranks the policies.
+
+    Args:
+        repetitions: for each log, the measure, the policy's place, and the log as it sees it.
+        counts: (R, B) of the bootstrap. truths: measure -> of each policy. span: what errors are parts of.
+        least: the least return that there is, reward units.
+    """
+    cells: dict[tuple[str, str, int], list[tuple[float, ...]]] = {}
+    for repetition, logs in enumerate(repetitions):
+        fits = counts[:_FITS] if repetition % FITTED == 0 else None
+        for measure, place, log in logs:
+            for estimator, cell in _estimates(log, counts, fits, truths[measure][place], measure, least):
+                cells.setdefault((estimator, measure, place), []).append(cell)
     for (estimator, measure, place), found in cells.items():
         yield _row(np.array(found), truths[measure][place], span) | {
-            "task": name, "estimator": estimator, "measure": measure, "share": SHARES[place], "size": size,
+            "estimator": estimator, "measure": measure, "share": shares[place],
         }  # fmt: skip
     for estimator, measure in dict.fromkeys(key[:2] for key in cells):
-        values = np.array([[each[0] for each in cells[estimator, measure, place]] for place in range(len(SHARES))])
+        values = np.array([[each[0] for each in cells[estimator, measure, place]] for place in range(len(shares))])
         ranks = [_spearman(each, np.array(truths[measure])) for each in values.T]
         kept = [each for each in ranks if not np.isnan(each)]
-        yield {"task": name, "estimator": estimator, "measure": measure, "ranking": float(np.mean(kept or [0.0]))}
+        yield {"estimator": estimator, "measure": measure, "ranking": float(np.mean(kept or [0.0]))}
 
 
 def _estimates(
-    log: Logged, counts: Floats, fits: Floats | None, truth: float, measure: str
+    log: Logged, counts: Floats, fits: Floats | None, truth: float, measure: str, least: float
 ) -> Iterator[tuple[str, tuple[float, ...]]]:
     """Yield each estimator's value, effective samples, and whether the intervals of both methods hold the truth."""
     found: dict[str, Terms] = {
@@ -162,8 +191,8 @@ def _estimates(
         own = off_policy.fitted_interval(log, fits)
         size = log.weights.sum() ** 2 / np.square(log.weights).sum() if log.differs and log.weights.any() else 0.0
         yield "fitted Q", (own.mean, size, _holds(own, truth), _holds(own, truth))
-    if measure == "reward" and log.returns.min() >= 0:
-        bound = off_policy.lower_bound(log, 0.0)
+    if measure == "reward" and log.returns.min() >= least > -np.inf:
+        bound = off_policy.lower_bound(log, least)
         yield "lower bound", (bound, FEWEST, bound <= truth, bound <= truth)
 
 
@@ -204,7 +233,7 @@ def coverage(rows: Sequence[JsonObject], least: float, method: str = "t") -> tup
     return known / max(total, 1), held / known if known else float("nan")
 
 
-def print_study(rows: Sequence[JsonObject], measure: str = "objective") -> None:
+def print_study(rows: Sequence[JsonObject], measure: str = "objective", shares: Sequence[float] = SHARES) -> None:
     """Print coverage by effective samples, and errors, coverage and ranking by distance."""
     console, chosen = Console(highlight=False, width=150), _by_estimator(rows, measure)
     shown = table(
@@ -219,10 +248,10 @@ def print_study(rows: Sequence[JsonObject], measure: str = "objective") -> None:
         shown.add_row(name, *(f"{held:.3f} ({share:.0%})" for share, held in parts), percentile, fit)
     console.print(shown)
     ranked = [row for row in rows if "ranking" in row and row["measure"] == measure]
-    shown = table("bias; spread; coverage", *(number(f"{share:g}") for share in SHARES), number("ranking"))
+    shown = table("bias; spread; coverage", *(number(f"{share:g}") for share in shares), number("ranking"))
     for name, own in chosen.items():
         shown_cells = []
-        for share in SHARES:
+        for share in shares:
             here = [row for row in own if row["share"] == share]
             bias, spread = (float(np.mean([row[key] for row in here])) for key in ("bias", "spread"))
             shown_cells.append(f"{bias:+.3f}; {spread:.3f}; {coverage(here, FEWEST)[1]:.2f}")

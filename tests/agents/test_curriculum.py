@@ -191,11 +191,34 @@ def test_every_agent_that_plays_draws_by_it(tmp_path, agent):
         assert rows[-1]["weights"] != RHO[rows[-1]["prompts"]].tolist()
 
 
-def test_an_agent_that_does_not_play_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="curriculum='difficulty': this agent draws no prompt from its environment"):
-        Training(plan("behaviour-cloning", id="textgym/Helpful-v0", env={}, final_per_prompt=1), pictures=False).run(
-            tmp_path / "run", Watcher()
-        )
+@pytest.mark.parametrize(
+    ("agent", "config", "named"),
+    [
+        ("behaviour-cloning", {}, "data=None"),
+        ("dpo", {"data": "pairs.jsonl"}, "data='pairs.jsonl'"),
+        ("dpo", {"pairs": 64}, "pairs=64"),
+        ("awr", {"data": "log.jsonl"}, "data='log.jsonl'"),
+        ("ilql", {"logged": 64}, "logged=64"),
+    ],
+)
+def test_an_agent_with_prompts_of_its_own_is_refused_before_anything_is_made(monkeypatch, agent, config, named):
+    def never(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr("textgym_agents.training.loop.make_env", never)
+    with pytest.raises(ValueError, match=f"^curriculum='difficulty': with {named} the agent learns from the prompts"):
+        Training(plan(agent, config=config), pictures=False)
+
+
+@pytest.mark.parametrize("agent", ["dpo", "ilql", "cql", "mc-values", "awr"])
+def test_an_offline_agent_whose_reference_writes_anew_draws_by_it(agent):
+    training = Training(plan(agent, config={"batch": 16}), pictures=False)
+    assert training._curriculum is not None
+
+
+def test_an_agent_that_draws_no_prompt_is_refused_after_its_first_batch():
+    with pytest.raises(ValueError, match="curriculum='progress': this agent draws no prompt from its environment"):
+        Curriculum(CurriculumSettings(curriculum="progress"), np.ones(3) / 3).update(1)
 
 
 def test_several_processes_are_refused(monkeypatch):

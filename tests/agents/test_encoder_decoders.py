@@ -293,12 +293,13 @@ def test_fine_tuning_without_an_end_of_prompts_is_refused(tmp_path):
         train_sft(settings, tmp_path / "run")
 
 
-LEARNERS = [  # batch, episodes, learning rate
-    ("lm-ppo", tiny_t5, 64, 25600, 2e-3),
-    ("lm-ppo", tiny_bart, 64, 12800, 3e-3),
-    ("rloo", tiny_t5, 64, 25600, 3e-3),
-    ("rloo", tiny_bart, 64, 25600, 3e-3),
-    ("dpo", tiny_bart, 128, 51200, 3e-3),
+LEARNERS = [  # batch, episodes, learning rate, what else is set
+    ("lm-ppo", tiny_t5, 64, 25600, 2e-3, {}),
+    ("lm-ppo", tiny_bart, 64, 12800, 3e-3, {}),
+    ("rloo", tiny_t5, 64, 25600, 3e-3, {}),
+    ("rloo", tiny_bart, 64, 25600, 3e-3, {}),
+    ("dpo", tiny_t5, 256, 102400, 3e-3, {"sampler": "policy"}),
+    ("dpo", tiny_bart, 128, 51200, 3e-3, {}),
 ]
 
 
@@ -315,12 +316,12 @@ def start(make):
 
 @pytest.mark.slow
 @pytest.mark.learning
-@pytest.mark.parametrize(("name", "make", "batch", "episodes", "rate"), LEARNERS)
-def test_it_learns_copy(name, make, batch, episodes, rate, tmp_path):
+@pytest.mark.parametrize(("name", "make", "batch", "episodes", "rate", "more"), LEARNERS)
+def test_it_learns_copy(name, make, batch, episodes, rate, more, tmp_path):
     start(make).save_pretrained(tmp_path)
     env = make_env("textgym/Copy-v0", batch, difficulty=2)
     settings = {"batch": batch, "model": str(tmp_path), "learning_rate": rate, "schedule": "linear", "device": "cpu"}
-    agent = make_agent(name, env, **settings)
+    agent = make_agent(name, env, **settings, **more)
     agent.learn(env, episodes)
     task, reference = env.unwrapped.task, agent.own_reference()
     solution = solve(task, reference, split="train")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -361,5 +362,8 @@ def test_the_command_shows_the_truth_beside_the_estimates(tmp_path, capsys):
     assert "every 2 episodes in a row answer one prompt: --group 2" in capsys.readouterr().err
     main([str(tmp_path / "log.jsonl"), "--id", "Copy-v0"])
     shown = capsys.readouterr()
-    assert "doubly robust" in shown.out
     assert "may miss" in shown.err
+    lines = shown.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    (row,) = [line for line in lines if "doubly robust" in line]
+    assert re.fullmatch(r" *doubly robust( +[\d.]+ \[[\d.]+, [\d.]+\]){2} +\d+, \d+ *", row)

@@ -23,6 +23,7 @@ from textgym_agents.exact.objective import policy_gradient
 from textgym_agents.lm.critic import critic_of
 from textgym_agents.lm.maths import make_targets
 from textgym_agents.lm.metrics import UpdateMeter
+from textgym_agents.lm.nlpo import kl_within_cut
 from textgym_agents.lm.processors import PackedMasks, Processors
 from textgym_agents.lm.rollout import collect, micro_batches, score_reference, token_kl
 
@@ -120,6 +121,34 @@ def test_a_rollout_takes_what_is_kept_and_its_first_ratio_is_one(seed):
     agent.learn(batch_env(agent.task, 64), 64, seen.append)
     assert seen[0]["val/first_ratio"] == pytest.approx(1.0, abs=1e-5)
     assert seen[0]["val/first_clipfrac"] == 0
+
+
+@pytest.mark.parametrize("kind", ["exact", "k1"])
+def test_the_kl_within_a_cut_is_from_the_reference_renormalised_over_it(kind):
+    agent = moved(3, top_p=0.7, kl=kind)
+    rollout = collect(batch_env(agent.task, 64), agent.policy, 0, (STOP,), kind == "exact")
+    places = torch.tensor(rollout.rows), torch.tensor(rollout.columns)
+    with torch.no_grad():
+        own, base = (each.model(rollout.input_ids).logits[places] for each in (agent.policy, agent.reference))
+    kept = nucleus(torch.log_softmax(own, -1), 0.7)
+    logs, against = (torch.log_softmax(each.masked_fill(~kept, -1e9), -1) for each in (own, base))
+    ratios = logs - against
+    want = (logs.exp() * ratios).sum(-1) if kind == "exact" else ratios.gather(1, rollout.actions[:, None])[:, 0]
+    scored = score_reference(agent.reference, rollout, 64, kind == "exact")
+    whole = token_kl(rollout, agent.policy, agent.reference, scored, kind)
+    got = kl_within_cut(rollout, agent.policy, agent.reference, whole, agent.config)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    left_out = -torch.log_softmax(base, -1).exp().masked_fill(~kept, 0.0).sum(-1).log()
+    np.testing.assert_allclose(whole - got, left_out, atol=1e-5)
+    assert left_out.mean() > 0.1
+
+
+def test_a_cut_without_an_update_leaves_the_learning_rate_as_large_as_can_be():
+    agent = tiny_agent(shift=0.0, top_p=0.6, schedule="constant")
+    agent.settles, agent.learning_rate = True, 1e-12
+    agent.learn(batch_env(agent.task, 64), 192)
+    assert agent.learning_rate == pytest.approx(30e-12)
+    assert float(agent.chosen.split("moved the policy by ")[1].split()[0]) < 1e-6
 
 
 def objective(agent, kept):

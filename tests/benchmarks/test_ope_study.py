@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from textgym_agents import make_agent, make_env
 from textgym_benchmarks.ope import BINS, SHARES, LogPool, between, coverage, draw_study, print_study, study
+from textgym_benchmarks.ope_sampled import PARTS, Mixture, SampledPool, print_truths, sampled_worth, study_run
 
 from textgym import make_task
 from textgym.solver import policy_values, solve
@@ -62,3 +64,51 @@ def test_tables_and_pictures_are_made(rows, tmp_path, capsys):
     assert "ranking" in shown
     draw_study(rows, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"ope_samples.png", "ope_distance.png"}
+
+
+@pytest.fixture(scope="module")
+def moved():
+    env = make_env("textgym/TwoModes-v0", 64)
+    agent = make_agent("rloo", env, batch=64, epochs=1, minibatches=1, learning_rate=0.02, device="cpu")
+    agent.learn(env, 256)
+    return agent
+
+
+def test_a_mixture_lies_between_its_two(moved):
+    task = moved.task
+    observation = {"input_ids": np.array([task.encoded("train")[0].ids]), "attention_mask": np.ones((1, 1), np.int8)}
+    observation["input_ids"] = observation["input_ids"][:, :1]
+    first, second = (each.log_probs(observation).astype(float) for each in (moved.reference, moved.policy))
+    weights = np.exp(0.7 * first + 0.3 * second)
+    got = np.exp(Mixture(moved.reference, moved.policy, 0.3).log_probs(observation))
+    np.testing.assert_allclose(got, weights / weights.sum(), atol=1e-6)
+
+
+def test_sampled_values_are_those_of_the_solver_and_logs_are_weighed_by_the_policy(moved):
+    task = moved.task
+    solution = solve(task, moved.own_reference(), split="train")
+    policy = Mixture(moved.reference, moved.policy, 0.6)
+    exact = policy_values(solution.tree, policy, moved.own_reference())
+    assert exact.kl > 0.01
+    found = sampled_worth(moved, 0.6, 1000, 0)
+    for name, true in (("reward", exact.expected_return), ("objective", exact.objective)):
+        assert abs(found[name] - true) < 4 * found[f"{name}_error"] < 0.1
+    assert found["kl"] == pytest.approx(exact.kl, rel=0.1)
+    pool = SampledPool.of(moved, 4000, 0)
+    log = pool.log(np.arange(4000), PARTS.index(0.6), task.beta)
+    weighted = log.weights * log.returns
+    assert log.weights.mean() == pytest.approx(1, abs=4 * log.weights.std() / 4000**0.5)
+    assert abs(weighted.mean() - exact.objective) < 4 * weighted.std() / 4000**0.5
+
+
+def test_the_sampled_study_has_a_row_for_every_policy_and_prints_them(moved, tmp_path, capsys):
+    rows = list(study_run(moved, 3, 50, 200, 8))
+    own = [row for row in rows if "share" in row and row["measure"] == "objective"]
+    assert {row["share"] for row in own} == set(PARTS)
+    assert {row["estimator"] for row in own} >= {"per decision", "self-normalised", "doubly robust", "fitted Q"}
+    assert all(row["truth_error"] > 0 for row in own)
+    print_truths(rows)
+    print_study(rows, "objective", PARTS)
+    shown = capsys.readouterr().out
+    assert "KL, nats" in shown
+    assert "±" in shown

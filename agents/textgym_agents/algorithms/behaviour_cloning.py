@@ -43,6 +43,11 @@ class BehaviourCloningConfig(OfflineConfig):
         require("best_of", self.best_of, self.best_of in ("log", "prompt"), "'log' or 'prompt'")
         only_with(self, "best_of", share < 1, "best_share below 1")
 
+    @property
+    def prompts_from(self) -> str:
+        """See `OfflineConfig.prompts_from`: demonstrations have their own."""
+        return "data"
+
 
 class BehaviourCloning(OfflineAgent):
     """An LM policy trained to write what was demonstrated. Args: see `LMAgent`.

@@ -65,6 +65,11 @@ class DPOConfig(OfflineConfig):
         require("label_smoothing", smoothing, 0 <= smoothing < 0.5, "a number in [0, 0.5)")
         require("label_smoothing", smoothing, not smoothing or self.loss == "sigmoid", "0 where loss is 'ipo'")
 
+    @property
+    def prompts_from(self) -> str:
+        """See `OfflineConfig.prompts_from`: the same pairs come again."""
+        return super().prompts_from or ("pairs" if self.pairs is not None else "")
+
 
 class DPO(OfflineAgent):
     """An LM policy trained on preferences. Args: see `LMAgent`.

@@ -26,7 +26,7 @@ from textgym_agents.lm.gathered import gathered
 from textgym_agents.lm.http_sampler import sampling
 from textgym_agents.lm.maths import Aggregation, Targets
 from textgym_agents.lm.metrics import EntropyController, UpdateMeter, rollout_metrics, settled_rate, warning_signs
-from textgym_agents.lm.nlpo import follow
+from textgym_agents.lm.nlpo import follow, kl_within_cut
 from textgym_agents.lm.rollout import MicroBatch, Rollout, micro_batches, score_reference, token_kl
 from textgym_agents.protocol import Metrics
 
@@ -54,10 +54,11 @@ class OnPolicyAgent(LMAgent):
         rollout = self._collect(env, self.policy, self._seed(0), end_ids, exact, self.group, behind, self.devices)
         scored = score_reference(self.reference, rollout, config.micro_batch, exact)  # (N, F) or (N,)
         kl = token_kl(rollout, self.policy, self.reference, scored, config.kl)  # (N,)
-        rollout, scored, kl = gathered(self.devices, rollout, scored, kl)
         if self.settles and self.iteration == 1:  # what lies between policy and reference is the first update
-            self.learning_rate, self.chosen = settled_rate(self.learning_rate, rollout, kl, config)
+            moved = kl_within_cut(rollout, self.policy, self.reference, kl, config)
+            self.learning_rate, self.chosen = settled_rate(self.learning_rate, rollout, moved, config, self.devices)
             self._set_learning_rate()
+        rollout, scored, kl = gathered(self.devices, rollout, scored, kl)
         targets, self.rounds = self._targets(rollout, kl), rollout.rounds
         metrics = rollout_metrics(rollout, kl, self.controller.beta, self.task.gamma)
         metrics |= self.entropy.follow(metrics)
@@ -73,8 +74,7 @@ class OnPolicyAgent(LMAgent):
     def _update(self, rollout: Rollout, targets: Targets, scored: Tensor) -> Metrics:
         """Step on every mini-batch of every epoch, until the policy is too far from the one that sampled."""
         config, meter = self.config, UpdateMeter(self.devices, self.config.max_grad_norm)
-        generator = np.random.default_rng([self._seed(1)])
-        trained = self._trained(rollout, targets)  # (b,)
+        trained, generator = self._trained(rollout, targets), np.random.default_rng([self._seed(1)])
         for _ in range(config.epochs if len(trained) else 0):
             for rows in np.array_split(generator.permutation(trained), min(config.minibatches, len(trained))):
                 self._step(rollout, targets, scored, rows, meter)

@@ -112,16 +112,16 @@ def main(arguments: list[str]) -> None:
         return
     console = output()
     console.print(untrusted(f"{flags.agent} on {env_id}, judged from {len(weights)} episodes of {flags.data}"))
-    shown = table("estimator", *map(number, ("E[R] [95%]", "samples", "J [95%]", "samples")))
+    shown = table("estimator", *map(number, ("E[R] [95%]", "J [95%]", "samples")), collapse_padding=True)
     for name in judged["reward"]:
         both = [judged[key][name] for key in ("reward", "objective")]
-        cells = [(str(each.estimate or "not known"), f"{each.effective_samples:.0f}") for each in both]
-        shown.add_row(name, *(text.replace("nan", "-") for pair in cells for text in pair))
-    shown.add_row("lower bound, 95%", "not known" if bound is None else f"{bound:.3f}", "", "", "")
+        sizes = ", ".join(f"{each.effective_samples:.0f}" for each in both)
+        shown.add_row(name, *(str(each.estimate or "not known") for each in both), sizes.replace("nan", "-"))
+    shown.add_row("lower bound, 95%", "not known" if bound is None else f"{bound:.3f}", "", "")
     if report["truth"] is not None:
-        shown.add_row("truth", f"{report['truth']['reward']:.3f}", "", f"{report['truth']['objective']:.3f}", "")
+        shown.add_row("truth", *(f"{report['truth'][name]:.3f}" for name in ("reward", "objective")), "")
     console.print(shown)
-    console.print("samples: effective ones", markup=False)
+    console.print("samples: effective ones, of E[R] and of J", markup=False)
     console.print(f"logged policy: mean return {report['logged_reward']:.3f}", markup=False)
     for why in dict.fromkeys(each.why for found in judged.values() for each in found.values() if each.why):
         console.print(f"not known: {why}", markup=False)

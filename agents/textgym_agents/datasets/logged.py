@@ -46,17 +46,17 @@ def logged(recording: Recording, policy: Policy, task: Task, reference: Policy |
         return found
 
     places = padded(columns)
-    prefixes = _prefixes(sequences.input_ids)
+    numbers = prefixes(sequences.input_ids)
     own = _token_log_probs(policy, recording, task, places)
-    times = np.arange(places.shape[1])
-    rewards = padded(recording.rewards) * task.gamma**times
+    assert sequences.rewards is not None
+    rewards = padded(sequences.rewards[rows, columns])
     if reference is not None:
         against = _token_log_probs(reference, recording, task, places)
         rewards = rewards - task.beta * np.where(own > FORBIDDEN / 2, own - against, 0.0)  # what is never written
     return Logged(
         lengths,
-        padded(prefixes[rows, columns]),
-        padded(prefixes[rows, columns + 1]),
+        padded(numbers[rows, columns]),
+        padded(numbers[rows, columns + 1]),
         rewards,
         own,
         padded(recording.log_probs),
@@ -65,7 +65,7 @@ def logged(recording: Recording, policy: Policy, task: Task, reference: Policy |
     )
 
 
-def _prefixes(ids: Ints) -> Ints:
+def prefixes(ids: Ints) -> Ints:
     """Return a number for the first c tokens of every row, c = 0..L, (B, L + 1): the same for the same tokens."""
     found = np.zeros((len(ids), ids.shape[1] + 1), dtype=np.int64)
     size = int(ids.max()) + 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,10 +38,9 @@ class Recording:
     """B recorded episodes, in which the policy wrote N tokens. What is not given is not known.
 
     Attributes:
-        sequences: their prompts and completions.
-        returns: (B,) float64, the sum over t of gamma^t r_t, reward units.
-        rewards: (N,) float64, the pay for each token, in the order of `sequences.places()`.
-        log_probs: (N,) float64, nats under the policy that wrote them; NaN where that is not known.
+        sequences: their prompts and completions, with rewards.
+        log_probs: (N,) float64, nats under the policy that wrote them, in the order of `sequences.places()`; NaN where
+            that is not known.
         log_prob_sums: (B,) float64, the sums of `log_probs`, which may be known where their parts are not.
         sampled: (B,) bool, whether the tokens are those that were sampled, not a text's that was encoded again.
         authors: (B, L) int8, who wrote each token of `sequences.input_ids`, as `segment_ids` say; None where that is
@@ -49,12 +48,15 @@ class Recording:
     """
 
     sequences: Sequences
-    returns: Floats
-    rewards: Floats = field(default_factory=partial(np.zeros, 0))
     log_probs: Floats = field(default_factory=partial(np.zeros, 0))
     log_prob_sums: Floats = field(default_factory=partial(np.zeros, 0))
     sampled: Bools = field(default_factory=lambda: np.zeros(0, np.bool_))
     authors: NDArray[np.int8] | None = None
+
+    @property
+    def returns(self) -> Floats:
+        """The sum over t of gamma^t r_t (B,), reward units."""
+        return self.sequences.returns
 
     def best(self, share: float, by_prompt: bool = False) -> Ints:
         """Return the places of the share of episodes with the greatest returns, in order; of equals the first ones.
@@ -138,10 +140,12 @@ def _recording(episodes: Sequence[_Episode], task: Task) -> Recording:
     authors = np.full(sequences.input_ids.shape, PROMPT, dtype=np.int8)
     for row, each in zip(authors, episodes, strict=True):
         row[: len(each.authors)] = each.authors
+    rewards = np.zeros(authors.shape)
+    rewards[authors == POLICY] = np.concatenate(
+        [each.rewards * task.gamma ** np.arange(len(each.rewards)) for each in episodes]
+    )
     return Recording(
-        sequences,
-        np.array([(each.rewards * task.gamma ** np.arange(len(each.rewards))).sum() for each in episodes]),
-        np.concatenate([each.rewards for each in episodes]),
+        replace(sequences, rewards=rewards),
         np.concatenate([each.log_probs for each in episodes]),
         np.array([each.log_prob_sum for each in episodes]),
         np.array([each.sampled for each in episodes]),

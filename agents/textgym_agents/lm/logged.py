@@ -11,7 +11,7 @@ are those of rewards alone, at time 0, without the KL.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +49,11 @@ class LoggedConfig(OfflineConfig):
         at_least_one(self, "logged")
         require("logged", self.logged, self.logged is None or self.data is None, "None where data is given")
         positive(self, "advantage_temperature")
+
+    @property
+    def prompts_from(self) -> str:
+        """See `OfflineConfig.prompts_from`: what is logged once comes again."""
+        return super().prompts_from or ("logged" if self.logged is not None else "")
 
 
 @dataclass(frozen=True)
@@ -177,11 +182,7 @@ class LoggedAgent(OfflineAgent):
         raise ValueError(f"data={self.config.data!r}: rows without rewards; allowed are logs with rewards")
 
     def _select(self, recording: Recording) -> Sequences:
-        sequences = recording.sequences
-        rows, columns = sequences.places()
-        rewards = np.zeros(sequences.input_ids.shape)
-        rewards[rows, columns] = recording.rewards * self.task.gamma ** (columns - sequences.starts[rows])
-        return replace(sequences, rewards=rewards)
+        return recording.sequences
 
     def _batch(self, env: TokenVectorEnv) -> tuple[Sequences, Metrics]:
         if self._has_data():

@@ -173,7 +173,9 @@ class UpdateMeter:
         return result
 
 
-def settled_rate(rate: float, rollout: Rollout, kl: Floats, config: OnPolicyConfig) -> tuple[float, str]:
+def settled_rate(
+    rate: float, rollout: Rollout, kl: Floats, config: OnPolicyConfig, devices: Devices = ALONE
+) -> tuple[float, str]:
     """Return the learning rate at which an update moves the policy as `update_kl` says, and why it is that one.
 
     Adam's step is in proportion to the rate, and the KL of a small move to its square. The result is a tenth to thirty
@@ -181,9 +183,10 @@ def settled_rate(rate: float, rollout: Rollout, kl: Floats, config: OnPolicyConf
 
     Args:
         rate: at which the policy that wrote the rollout has learned from one batch.
-        kl: (N,) of each state from where it began, see `textgym_agents.lm.rollout.token_kl`.
+        kl: (N,) of each state from where it began, see `textgym_agents.lm.nlpo.kl_within_cut`.
+        devices: whose ranks each have a part of the batch.
     """
-    sums = np.bincount(rollout.rows, kl, len(rollout.lengths))  # (B,)
+    sums = devices.gather_array(np.bincount(rollout.rows, kl, len(rollout.lengths)))  # (B,)
     moved = float((sums if config.kl == "exact" else 0.5 * sums**2).mean())  # log-ratios may be below 0
     wanted = config.update_kl * len(sums) / rollout.rounds / 256
     settled = rate * min(max(math.sqrt(wanted / max(moved, _SMALLEST)), 0.1), 30.0)

@@ -1,18 +1,20 @@
-"""NLPO's mask: the policy takes tokens of the nucleus of an older copy of itself alone."""
+"""NLPO's mask: the policy takes tokens of the nucleus of an older copy of itself alone; and the KL within a cut."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from textgym.checks import Bools
+from textgym.checks import Bools, Floats
 from textgym.lm.causal import FORBIDDEN
 from textgym.task import Task
 from textgym_agents.config import OnPolicyConfig
 from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.lm.processors import Cut, Processors, make_cut
+from textgym_agents.lm.rollout import Rollout, score_reference, token_kl
 from textgym_agents.lm.start import like
 from textgym_agents.protocol import Observation
 
@@ -78,3 +80,19 @@ def follow(policy: LMPolicy, iterations: int, every: int) -> None:
     """
     if isinstance(policy.cut, LearnedMask) and iterations % every == 0:
         policy.cut.copy_from(policy.model)
+
+
+def kl_within_cut(
+    rollout: Rollout, policy: LMPolicy, reference: LMPolicy, kl: Floats, config: OnPolicyConfig
+) -> Floats:
+    """Return the KL of each state (N,), nats, from the reference renormalised over the tokens that the cut kept.
+
+    What a cut leaves out is as far from the reference before any update: log of the reference's mass on what it keeps.
+
+    Args: policy: the one that has sampled. kl: (N,) from the whole reference, as `token_kl` gives it.
+    """
+    if rollout.kept is None:
+        return kl
+    within = replace(rollout, masks=rollout.kept)
+    scored = score_reference(reference, within, config.micro_batch, config.kl == "exact")
+    return token_kl(within, policy, reference, scored, config.kl)

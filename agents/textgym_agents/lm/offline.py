@@ -51,6 +51,11 @@ class OfflineConfig(LMConfig):
         require("kl", self.kl, self.kl == "k1", "'k1'")
         require("kl_target", self.kl_target, self.kl_target is None, "None: nothing is sampled from the policy")
 
+    @property
+    def prompts_from(self) -> str:
+        """The setting that says whose prompts are learned from; "" where they are drawn from the environment anew."""
+        return "data" if self.data is not None else ""
+
 
 class OfflineAgent(LMAgent):
     """An LM policy that learns from given texts, `unit` of them together. Args: see `LMAgent`.

@@ -155,6 +155,16 @@ class Curriculum:
         self.cumulative: list[float] = (cumulative / cumulative[-1]).tolist()
 
 
+def refuse_own_prompts(settings: CurriculumSettings, config: object) -> None:
+    """Raise ValueError for a curriculum where the config of an agent says that its prompts are those of its data."""
+    source = getattr(config, "prompts_from", "")
+    if settings.curriculum != "uniform" and source:
+        raise ValueError(
+            f"curriculum={settings.curriculum!r}: with {source}={shown(getattr(config, source))} the agent learns from "
+            "the prompts of its data and draws none; allowed is 'uniform'"
+        )
+
+
 def set_curriculum(settings: CurriculumSettings, env: TokenVectorEnv) -> Curriculum | None:
     """Let an environment draw its prompts by a curriculum, and return it; None, and no change, where it is uniform.
 

@@ -19,7 +19,7 @@ from textgym_agents.config import TrainSettings
 from textgym_agents.protocol import Agent, Metrics
 from textgym_agents.registry import agent_class, load_agent, make_agent, make_config, make_env
 from textgym_agents.saving import count, number
-from textgym_agents.training.curriculum import set_curriculum
+from textgym_agents.training.curriculum import refuse_own_prompts, set_curriculum
 from textgym_agents.training.curves import draw_curves
 from textgym_agents.training.doctor import Doctor, prompt_signs
 from textgym_agents.training.folder import RunFolder
@@ -109,6 +109,7 @@ class Training:
     ) -> None:
         self._settings, self._folder, self._pictures = settings, folder, pictures
         config = make_config(agent_class(settings.agent), settings.config)
+        refuse_own_prompts(settings, config)
         self._seed = int(getattr(config, "seed", 0)) if seed is None else seed
         rows = share("batch", int(getattr(config, "batch", 64)), int(getattr(config, "group", 1)))
         self._env = make_env(settings.id, rows, **settings.env)

@@ -86,9 +86,10 @@ def test_what_a_text_could_not_say_is_kept(tmp_path):
     assert {tokens[-1] for tokens in kept if len(tokens) < 3} == {2, 3}
 
 
-def sequences_of(prompts):
+def sequences_of(prompts, returns):
     ids = np.array([[prompt, 0, 0] for prompt in prompts])
-    return Sequences(ids, np.ones(len(ids), dtype=np.int64), np.full(len(ids), 2))
+    rewards = np.array(returns)[:, None] * [0.0, 0.0, 1.0]
+    return Sequences(ids, np.ones(len(ids), dtype=np.int64), np.full(len(ids), 2), rewards=rewards)
 
 
 @given(
@@ -96,7 +97,7 @@ def sequences_of(prompts):
     share=st.floats(0.01, 1.0),
 )
 def test_the_best_share_has_the_greatest_returns(returns, share):
-    recording = Recording(sequences_of([0] * len(returns)), np.array(returns))
+    recording = Recording(sequences_of([0] * len(returns), returns))
     best = recording.best(share).tolist()
     rest = sorted(set(range(len(returns))) - set(best))
     assert len(best) == max(1, min(int(np.ceil(share * len(returns) - 1e-9)), len(returns)))
@@ -105,7 +106,7 @@ def test_the_best_share_has_the_greatest_returns(returns, share):
 
 @given(prompts=st.lists(st.integers(1, 3), min_size=2, max_size=20))
 def test_pairs_answer_the_same_prompt_and_use_no_episode_twice(prompts):
-    recording = Recording(sequences_of(prompts), np.zeros(len(prompts)))
+    recording = Recording(sequences_of(prompts, np.zeros(len(prompts))))
     counts = [prompts.count(prompt) for prompt in set(prompts)]
     if max(counts) < 2:
         with pytest.raises(ValueError, match="no two of its episodes answer the same prompt"):
@@ -151,7 +152,7 @@ def test_dpo_labels_err_as_an_annotator_of_its_temperature_does():
     agent = DPO(tiny_task(), DPO.config_type(data="unread", noise=1.0, seed=4, **CPU))
     ids = np.tile([[1, 7, 0], [1, 8, 0]], (4000, 1))
     ones = np.ones(8000, dtype=np.int64)
-    chosen = agent._select(Recording(Sequences(ids, ones, ones), np.tile([0.0, 1.0], 4000)))
+    chosen = agent._select(Recording(Sequences(ids, ones, ones, rewards=np.tile([[0, 0, 0], [0, 1, 0]], (4000, 1)))))
     assert sorted(map(tuple, chosen.input_ids[:2, :2].tolist())) == [(1, 7), (1, 8)]
     assert (chosen.input_ids[::2, 1] == 8).mean() == pytest.approx(1 / (1 + np.exp(-1)), abs=0.03)
 

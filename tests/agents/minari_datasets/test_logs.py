@@ -30,6 +30,35 @@ def written(path, rows):
     return path
 
 
+def paid(log):
+    """The pay for each token (N,), row by row."""
+    return log.sequences.rewards[log.sequences.places()]
+
+
+def test_rewards_are_discounted_from_the_first_token_whatever_the_prompts_length(tmp_path):
+    task = tiny_task(gamma=0.5, max_new_tokens=3)
+    ids = [0, 1, 0]
+    rows = [{"prompt": prompt, "completion_ids": ids, "rewards": [1, 2, 4]} for prompt in ("a b", "c")]
+    log = read_recording(written(tmp_path / "x.jsonl", rows), task)
+    assert paid(log).tolist() == [1, 1, 1] * 2
+    assert log.returns.tolist() == [3, 3]
+    assert log.sequences.rewards.sum() == 6
+
+
+@pytest.mark.parametrize("more", [{}, {"ended": True}, {"ended": False}])
+def test_an_empty_text_is_refused_with_its_line_and_read_by_its_ids(actor, tmp_path, more):
+    rows = [
+        {"prompt": "a b", "completion": "a", "reward": 1},
+        {"prompt": "c", "completion": "", "reward": 0.25, **more},
+    ]
+    with pytest.raises(ValueError, match=r"x\.jsonl, line 2: the completion is empty"):
+        read_recording(written(tmp_path / "x.jsonl", rows), actor.task)
+    log = read_recording(written(tmp_path / "x.jsonl", [rows[0], rows[1] | {"completion_ids": [3]}]), actor.task)
+    assert log.sequences.lengths.tolist() == [2, 1]
+    assert log.sequences.input_ids[1, log.sequences.starts[1]] == 3
+    assert log.returns.tolist() == [1, 0.25]
+
+
 def test_what_is_written_is_read_back(actor, tmp_path):
     episodes = list(play_episodes(actor, actor.task, 12, seed=1))
     assert write_log(tmp_path / "new" / "log.jsonl", iter(episodes)) == 12
@@ -41,7 +70,7 @@ def test_what_is_written_is_read_back(actor, tmp_path):
             log.sequences.input_ids[place, : start + length], episode.input_ids[-1][: start + length]
         )
         assert log.authors[place, : start + length].tolist() == [PROMPT] * start + [POLICY] * length
-    np.testing.assert_array_equal(log.rewards, np.concatenate([each.rewards for each in episodes]))
+    np.testing.assert_array_equal(paid(log), np.concatenate([each.rewards for each in episodes]))
     np.testing.assert_array_equal(log.log_probs, np.concatenate([each.log_probs for each in episodes]))
     np.testing.assert_allclose(log.log_prob_sums, [each.log_probs.sum() for each in episodes], atol=1e-12)
     assert log.sampled.all()
@@ -56,7 +85,7 @@ def test_rewards_on_the_way_and_sums_of_log_probs(actor, good, tmp_path):
         {"prompt": "c", "completion": "a", "reward": -1, "ended": True, "note": "left alone"},
     ]
     log = read_recording(written(tmp_path / "x.jsonl", rows), actor.task)
-    assert log.rewards.tolist() == [0.5, 0, 1, 0, 0, 2, 0, -1]  # behind the text stands its end
+    assert paid(log).tolist() == [0.5, 0, 1, 0, 0, 2, 0, -1]  # behind the text stands its end
     np.testing.assert_array_equal(log.log_prob_sums, [-2.5, np.nan, np.nan])
     assert np.isnan(log.log_probs).all()
     assert log.sampled.tolist() == [True, True, False]
