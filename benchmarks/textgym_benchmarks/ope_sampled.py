@@ -64,7 +64,7 @@ class _Kept:
     def log_probs(self, observation: Observation) -> Floats:
         if not self._seen or any(not np.array_equal(each, observation[name]) for name, each in self._seen.items()):
             self._seen = {name: np.array(each) for name, each in observation.items()}
-            self._logs = np.asarray(self._inner.log_probs(observation))
+            self._logs = np.asarray(self._inner.log_probs(observation), dtype=np.float64)
         return self._logs
 
 

@@ -186,7 +186,8 @@ def settled_rate(
         kl: (N,) of each state from where it began, see `textgym_agents.lm.nlpo.kl_within_cut`.
         devices: whose ranks each have a part of the batch.
     """
-    sums = devices.gather_array(np.bincount(rollout.rows, kl, len(rollout.lengths)))  # (B,)
+    own = np.bincount(rollout.rows, kl, len(rollout.lengths)).astype(np.float64)
+    sums: Floats = np.asarray(devices.gather_array(own), dtype=np.float64)  # (B,)
     moved = float((sums if config.kl == "exact" else 0.5 * sums**2).mean())  # log-ratios may be below 0
     wanted = config.update_kl * len(sums) / rollout.rounds / 256
     settled = rate * min(max(math.sqrt(wanted / max(moved, _SMALLEST)), 0.1), 30.0)
