@@ -46,14 +46,16 @@ def test_ci_runs_the_readme_s_test_line():
     assert done.stdout == marked("tests") + "\n"
 
 
+PARTS = ["foreign", "project", "walks", "site", "course", "learning", "sweeps", "coverage", "mutation"]
+
+
 def test_the_full_check_lists_its_parts_and_refuses_others_before_it_runs_any():
     full = ROOT / ".ci" / "full"
     listed = subprocess.run([full], capture_output=True, text=True, check=True, cwd="/").stdout.splitlines()
-    parts = ["foreign", "project", "walks", "site", "course", "learning", "sweeps"]
-    assert [line.split()[0] for line in listed] == parts
+    assert [line.split()[0] for line in listed] == PARTS
     done = subprocess.run([full, "learning", "nothing"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "part 'nothing': allowed are foreign project walks site course learning sweeps\n"
+    assert done.stderr == f"part 'nothing': allowed are {' '.join(PARTS)}\n"
 
 
 def test_the_script_of_the_site_says_what_it_can_do():
@@ -71,7 +73,7 @@ def test_workflows_run_scripts_that_are_there():
         script = ROOT / step.split()[0]
         assert step.startswith("python3 -m venv") or script.stat().st_mode & 0o111, step
     (listed,) = re.findall(r"part: \[(.*)\]", texts["nightly"])
-    assert listed.split(", ") == ["foreign", "project", "walks", "site", "course", "learning", "sweeps"]
+    assert listed.split(", ") == PARTS
     done = subprocess.run([ROOT / ".ci" / "sets", "test", "oldest"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "set 'oldest': allowed are lowest, newest and pinned\n")
 

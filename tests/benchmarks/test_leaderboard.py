@@ -317,7 +317,7 @@ def test_the_page_ranks_shows_who_missed_and_keeps_text_text(write: Write) -> No
     assert "| A\\|\\<b\\> | 2026-11-27 | 2.00 | 2.00 | A tilt |" in shown
     assert "| not reached 1 of 2 | not yet |" in shown
     assert "| 0.880 [0.850, 0.910] | 0.850, 0.910 | not yet |" in shown
-    assert "not been run yet: [`waiting`]" in shown
+    assert "let pass: [`waiting`]" in shown
     assert "No entry has a result yet" not in shown
     for table in re.findall(r"(?:^\|.*\|$\n)+", shown, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
