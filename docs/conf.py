@@ -41,6 +41,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "api"]
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/**", "benchmarks/RESULTS.md", f"{CHAPTERS}/*.md"]
 exclude_patterns = [".*", "build", "dist", "runs", "agents", "tests", "textgym", "examples", "docs/_*"]
+exclude_patterns += ["CODE_OF_CONDUCT.md", "SECURITY.md"]  # for those who host the code
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 6

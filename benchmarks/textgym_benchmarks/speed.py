@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, product
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
@@ -38,12 +38,14 @@ from textgym_benchmarks.engines.jobs import fresh_python
 
 if TYPE_CHECKING:
     from textgym_agents.algorithms.ppo import LMPPO
+    from textgym_agents.config import KL
 
 Subject = Literal["single", "vector", "import", "rollout", "ppo", "memory", "rewards", "solver"]
 Function = Callable[[], object]
 
 _IDS: Final = ("textgym/Text-v0", "textgym/Helpful-v0")
 _BATCH, _NEW = 64, 48  # episodes and tokens of `rollout` and `ppo`
+_KINDS: Final[Mapping[KL, float]] = {"exact": 2.0, "k1": 1.8}  # goals of `ppo`
 _COMPLETIONS, _CHARACTERS = 1024, 40  # of a batch of `rewards`
 _LETTERS, _LENGTH = 10, 6  # of `solver`: 1,222,222 states
 _TEXT: Final = "the soup was good and hot in a town by lovely river awful bread I think it of people red 7 plus 12 is"
@@ -201,25 +203,26 @@ def rollout(settings: Speed) -> Iterator[Row]:
     """Time sampling through `env.step` beside `model.generate`, same model, batch and length."""
     from textgym_agents.lm.rollout import collect
 
-    agent, env, generate = _on_model(settings, "exact")
-    seeds = count()
-    pair = time_pair(lambda: collect(env, agent.policy, next(seeds), ()), generate, settings.rounds)
-    what = f"tokens/s at batch {_BATCH} through env.step (peer: model.generate)"
-    yield _rate(what, _BATCH * _NEW, pair, 1.0)
+    for batch, goal in ((16, 2.0), (_BATCH, 2.5), (256, 2.0)):
+        agent, env, generate, _ = _on_model(settings, "exact", batch)
+        pair = time_pair(partial(collect, env, agent.policy, 0, ()), generate, settings.rounds)
+        yield _rate(f"tokens/s at batch {batch} through env.step (peer: model.generate)", batch * _NEW, pair, goal)
 
 
 def ppo(settings: Speed) -> Iterator[Row]:
-    """Time a whole PPO iteration beside `model.generate` for its batch, with the default KL and with TRL's."""
-    kinds: tuple[Literal["exact", "k1"], ...] = ("exact", "k1")
-    for kl in kinds:
-        agent, env, generate = _on_model(settings, kl)
+    """Time a PPO iteration beside `model.generate` for its batch, with both KLs, and one plain pass over that batch."""
+    for kl, goal in _KINDS.items():
+        agent, env, generate, passes = _on_model(settings, kl)
         pair = time_pair(partial(agent.learn, env, _BATCH), generate, settings.rounds)
         what = f"PPO iteration, {_BATCH} episodes, 4 epochs, kl={kl}, in units of model.generate"
-        yield Row(what, f"{pair.first:.3f} s", f"{pair.second:.3f} s", pair.ratio, "<= 3.00", pair.ratio <= 3.0)
+        yield Row(what, f"{pair.first:.3f} s", f"{pair.second:.3f} s", pair.ratio, f"<= {goal}", pair.ratio <= goal)
+    pair = time_pair(passes, generate, settings.rounds)
+    what = "forward and backward pass of the plain model over the same, in units of model.generate"
+    yield Row(what, f"{pair.first:.3f} s", f"{pair.second:.3f} s", pair.ratio, "", None)
 
 
-def _on_model(settings: Speed, kl: Literal["exact", "k1"]) -> tuple[LMPPO, TokenVectorEnv, Function]:
-    """Return LM PPO with its environment, Text-v0 with prompts of 16 tokens, and `generate` over the same prompts."""
+def _on_model(settings: Speed, kl: KL, batch: int = _BATCH) -> tuple[LMPPO, TokenVectorEnv, Function, Function]:
+    """Return LM PPO with Text-v0 on prompts of 17 tokens, and `generate` and one plain pass over as many sequences."""
     import torch
     from textgym_agents.algorithms.ppo import LMPPO
     from textgym_agents.config import LMPPOConfig
@@ -236,18 +239,21 @@ def _on_model(settings: Speed, kl: Literal["exact", "k1"]) -> tuple[LMPPO, Token
         max_new_tokens=_NEW,
         reference=str(settings.model),
     )
-    env = TokenVectorEnv(task, _BATCH, autoreset_mode=AutoresetMode.DISABLED)
+    env = TokenVectorEnv(task, batch, autoreset_mode=AutoresetMode.DISABLED)
     lm = load_causal_lm(settings.model)
-    config = LMPPOConfig(batch=_BATCH, epochs=4, minibatches=1, device="cpu", kl=kl)
-    ids = torch.tensor([task.encoded("train")[0].ids]).repeat(_BATCH, 1)
-    length = {"max_new_tokens": _NEW, "min_new_tokens": _NEW}
-    sampling = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0, "do_sample": True, "top_k": 0}
+    config = LMPPOConfig(batch=batch, epochs=4, minibatches=1, device="cpu", kl=kl)
+    ids = torch.tensor([task.encoded("train")[0].ids]).repeat(batch, 1)
+    length = {"max_new_tokens": _NEW, "min_new_tokens": _NEW, "top_k": 0}
+    sampling = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0, "do_sample": True}
 
     @torch.no_grad()
     def generate() -> object:
         return lm.generate(ids, **sampling, **length)  # type: ignore[operator]
 
-    return LMPPO(task, config, model=lm), env, generate
+    def passes() -> None:
+        lm(torch.nn.functional.pad(ids, (0, _NEW))).logits.log_softmax(-1)[..., 0].mean().backward()
+
+    return LMPPO(task, config, model=lm), env, generate, passes
 
 
 def memory(settings: Speed) -> Iterator[Row]:
@@ -299,13 +305,11 @@ def _in_fresh_process(function: str) -> list[float]:
     """Return the numbers that a function of this module returns in a process of its own."""
     code = f"import json; from textgym_benchmarks import speed; print(json.dumps(speed.{function}()))"
     output = subprocess.run(fresh_python(code), check=True, capture_output=True, text=True).stdout
-    found: list[float] = json.loads(output.splitlines()[-1])
-    return found
+    return [float(each) for each in json.loads(output.splitlines()[-1])]
 
 
 def _gigabytes() -> float:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def rewards(settings: Speed) -> Iterator[Row]:
@@ -366,8 +370,7 @@ def measure(settings: Speed) -> list[Row]:
     rows: list[Row] = []
     for subject in settings.subjects or SUBJECTS:
         if subject in ("rollout", "ppo") and not settings.model.is_dir():
-            message = f"model={str(settings.model)!r}: no such folder; {subject} is left out"
-            warnings.warn(message, stacklevel=1)
+            warnings.warn(f"model={str(settings.model)!r}: no such folder; {subject} is left out", stacklevel=1)
         else:
             rows += SUBJECTS[subject](settings)
     return rows

@@ -49,4 +49,5 @@ def test_a_table_of_80_columns_keeps_its_numbers_whole():
     assert max(map(len, lines)) <= 80
     (line,) = [line for line in lines if "2,109,147" in line]
     assert line.split()[-6:] == ["2,109,147", "11,839,635", "0.18", ">=", "0.30", "no"]
+    assert "(peer: CartPole-v1's own)" in map(str.strip, lines)
     assert len(lines) <= 9

@@ -136,3 +136,10 @@ def test_texts_read_together_are_read_as_each_alone(texts):
 def test_random_tokens_are_strays_and_rude_words_are_found():
     assert read_all(["qq through", "qq ugh", "qq", ""]) == [STRAY, STRAY._replace(rude=True), STRAY, read("")]
     assert read_all(["qq through", "qq"])[0] is STRAY
+
+
+@pytest.mark.parametrize("mark", ".!?")
+def test_what_stands_behind_a_stray_sentence_is_read(mark):
+    (found,) = read_all([f"qq{mark} 7 plus 5 is 12."])
+    assert found == read(f"qq{mark} 7 plus 5 is 12.")
+    assert (found.strays, len(found.claims)) == (1, 1)

@@ -8,6 +8,7 @@ import math
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from itertools import chain
 from types import CoroutineType
 from typing import Any, Literal, cast
@@ -274,20 +275,14 @@ def awaited(results: Sequence[object]) -> list[object]:
     return [next(found) if isinstance(each, CoroutineType) else each for each in results]
 
 
-class printing_to_stderr:  # noqa: N801 (read as a verb in `with`)
+def printing_to_stderr() -> AbstractContextManager[object]:
     """Send to the standard error what the reward prints: the standard output may be data, such as JSON.
 
     Only in the main thread, since threads that swapped the stream in turn would never restore it.
     """
-
-    def __enter__(self) -> None:
-        self._before = sys.stdout
-        if threading.get_ident() == threading.main_thread().ident:
-            sys.stdout = sys.stderr
-
-    def __exit__(self, *error: object) -> None:
-        if threading.get_ident() == threading.main_thread().ident:
-            sys.stdout = self._before
+    if threading.current_thread() is not threading.main_thread():
+        return nullcontext()
+    return redirect_stdout(sys.stderr)
 
 
 def check_batch(prompts: Sequence[str], completions: Sequence[str], columns: Columns) -> None:
