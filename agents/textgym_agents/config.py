@@ -169,10 +169,9 @@ class OnPolicyConfig(CutSettings, LMConfig):
     entropy_coefficient: float = 0.0
     """Weight of an entropy bonus, in units of the standardised advantage per nat; with entropy_target at first."""
     entropy_target: float | None = None
-    """Nats a token: with each batch below it the bonus's weight rises by entropy_step, with others it falls and there
-    is no bonus (arXiv:2505.22312)."""
+    """Nats a token: each batch below it raises the bonus's weight by entropy_step; others lower it and get no bonus."""
     entropy_step: float = 0.005
-    """With entropy_target: what entropy_coefficient rises or falls by, never below 0."""
+    """With entropy_target: what entropy_coefficient rises or falls by, never below 0 (arXiv:2505.22312)."""
     overlong: Literal["keep", "mask"] = "keep"
     """mask: completions that used up the budget are not trained on; baselines and deviations count them still."""
     whiten: bool = True
@@ -222,18 +221,19 @@ class OnPolicyConfig(CutSettings, LMConfig):
 class ActorCriticConfig(OnPolicyConfig):
     """Settings of policy-gradient agents with a value head. Raises: as `LMConfig` does."""
 
-    lam: float = 0.95
-    """GAE's lambda, per token."""
+    lam: float = 1.0
+    """GAE's lambda, per token; 1: the returns of whole episodes, which is unbiased whatever V is."""
     value_clip: float = 0.2
     """Range of a value's change per batch, in units of the first batch's reward spread."""
     value_coefficient: float = 0.01
-    """Weight of the value loss. Its gradient reaches the trunk that value and policy share, where a large weight costs
-    what the model knows about prompts it is not trained on."""
+    """Weight of the value loss, which moves the shared trunk, too: a large one costs what the model knew elsewhere."""
+    value_rate: float = 10.0
+    """Learning rate of the value head, in multiples of the policy's: it starts from 0, not from what was learned."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         share(self, "lam")
-        positive(self, "value_clip")
+        positive(self, "value_clip", "value_rate")
         not_negative(self, "value_coefficient")
 
 

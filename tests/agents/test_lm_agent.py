@@ -314,6 +314,18 @@ def test_what_the_first_batch_has_moved_settles_the_learning_rate(kl, tmp_path):
     assert torch.equal(other.policy.model.lm_head.weight, whole.policy.model.lm_head.weight)
 
 
+def test_the_value_head_has_a_rate_of_its_own_and_what_is_trained_is_whole(env, task):
+    settings = {"epochs": 1, "minibatches": 1, "learning_rate": 1e-3, "value_coefficient": 0.5, "value_rate": 7.0}
+    agent = tiny_agent(task, batch=16, **settings)
+    owned = [id(each) for group in agent.optimizer.param_groups for each in group["params"]]
+    assert owned == [id(each) for each in agent.policy.parameters()]
+    before = [each.detach().clone() for each in agent.policy.parameters()]
+    first_metrics(agent, env)
+    moved = [float((new - old).abs().max()) for new, old in zip(agent.policy.parameters(), before, strict=True)]
+    assert moved[-2:] == pytest.approx([7e-3, 7e-3], rel=0.05)  # Adam's first step is the rate
+    assert max(moved[:-2]) == pytest.approx(1e-3, rel=0.05)
+
+
 def test_a_learning_rate_that_is_given_stays(tmp_path):
     task = make_task("Helpful")
     agent = RLOO(task, RLOOConfig(batch=16, learning_rate=1e-4, schedule="constant", device="cpu"))

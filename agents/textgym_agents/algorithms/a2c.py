@@ -22,8 +22,6 @@ class A2CConfig(ActorCriticConfig):
     """Passes over a batch. Nothing corrects for the policy having moved since it sampled."""
     minibatches: int = 1
     """Optimiser steps per pass."""
-    lam: float = 1.0
-    """GAE's lambda, per token; 1: the returns of whole episodes, which is unbiased whatever V is."""
 
 
 class A2C(ActorCriticAgent):

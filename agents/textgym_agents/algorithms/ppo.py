@@ -157,6 +157,8 @@ class ActorCriticAgent(OnPolicyAgent):
     def __init__(self, task: Task, config: ActorCriticConfig, model: nn.Module | None = None) -> None:
         super().__init__(task, config, model)
         self.value_coefficient = config.value_coefficient
+        bias, weight = (self.optimizer.param_groups[0]["params"].pop() for _ in range(2))  # the head's come last
+        self.optimizer.add_param_group({"params": [weight, bias], "multiple": config.value_rate})
 
     def _targets(self, rollout: Rollout, kl: Floats) -> Targets:
         config, beta, gamma = self.config, self.controller.beta, self.task.gamma

@@ -51,10 +51,8 @@ class LMAgent(SavedLM, DrawingAgent):
             Passes(self.devices, (self.policy, self.reference))
         self.config = replace(config, gradient_checkpointing=recomputes(self.policy.model))
         tiny = model is None and config.model is None and not has_language_model(task)
-        self.learning_rate = config.learning_rate or peak_rate(self.policy.model, tiny)
-        self.optimizer = torch.optim.Adam(
-            self.policy.parameters(), lr=self.learning_rate, eps=config.adam_epsilon, foreach=True
-        )
+        self.learning_rate = rate = config.learning_rate or peak_rate(self.policy.model, tiny)
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), rate, eps=config.adam_epsilon, foreach=True)
         beta = task.beta if config.beta is None else config.beta
         self.controller = KLController(beta, config.kl_target, config.kl_horizon)
         self.has_own_reference = apart or (model or config.model) not in (None, TABLE) or config.temperature != 1.0
@@ -98,7 +96,7 @@ class LMAgent(SavedLM, DrawingAgent):
         if progress < config.warmup:
             factor = (progress + 1.0 / self.budget) / config.warmup
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * factor
+            group["lr"] = self.learning_rate * factor * group.get("multiple", 1.0)
 
     def _centre_values(self, returns: Floats) -> tuple[float, float]:
         """Return scale and offset of V = offset + scale * head: spread and mean of the first returns (B,), kept."""

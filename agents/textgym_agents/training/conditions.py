@@ -306,7 +306,7 @@ CONDITIONS: Final = (
         ("val/explained_variance", "objective/scores"),
         useless_critic,
         "explained variance of the returns: the critic is worse than a constant, and its advantages are noise",
-        "raise value_coefficient, lower learning_rate, or take an agent without a critic (rloo)",
+        "raise value_rate or value_coefficient, or take an agent without a critic (rloo)",
     ),
     Condition(
         "gradient norm always clipped",
