@@ -110,6 +110,7 @@ def test_policy_agrees_with_enumeration(task, reference):
         assert abs(estimate.mean - want) < estimate.high - estimate.low
     assert 0 < got.stop_rate < 1
     assert got.summary()["kl"]["mean"] == got.kl.mean
+    assert len(repr(got)) < 2000  # the episodes are left out
 
 
 def test_the_reference_scores_zero_and_has_no_kl(task, reference):

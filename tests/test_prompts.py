@@ -20,6 +20,7 @@ def test_a_set_by_hand() -> None:
     assert prompts.index == {"a": 0, "b": 1, "c": 3}
     assert prompts.columns == {"answer": (1, 2, 3, 4)}
     assert len(prompts) == 4
+    assert repr(prompts) == "PromptSet(4 prompts, 'a', ...)"
     assert not prompts.weights.flags.writeable
     assert pickle.loads(pickle.dumps(prompts)).cumulative == prompts.cumulative
 

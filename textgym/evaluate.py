@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Final
 
 import numpy as np
@@ -79,7 +79,7 @@ class EvaluationResult:
     distinct_2: float
     reward_terms: dict[str, float]
     failures: dict[str, int]
-    episodes: PromptEpisodes
+    episodes: PromptEpisodes = field(repr=False)  # thousands of numbers
     exact: bool = False
 
     def summary(self) -> JsonObject:

@@ -48,6 +48,9 @@ class PromptSet:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def __repr__(self) -> str:
+        return f"PromptSet({len(self)} prompts, {shown(self.texts[0])}, ...)"
+
     @cached_property
     def cumulative(self) -> list[float]:
         """Return the distribution function of `weights`, ending in exactly 1, for drawing by bisection."""

@@ -38,6 +38,7 @@ _DESIGN: Final[Sequence[JsonObject]] = (
     {},
     {"learning_rate": 1e-3},
     {"learning_rate": 1e-4},
+    {"lam": 0.95, "value_rate": 1.0},
     {"kl": "exact"},
     {"kl": "k1"},
     {"epochs": 1},
@@ -45,13 +46,15 @@ _DESIGN: Final[Sequence[JsonObject]] = (
 
 
 def design(agent: str, count: int, seed: int = 0) -> list[JsonObject]:
-    """Return so many settings of an agent: its own, {}; two rates, another KL, one pass; then random ones.
+    """Return so many settings of an agent: its own, {}; two rates, a slow critic, another KL, one pass; random ones.
 
     The random ones are drawn from `default_space`.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     own = make_config(agent_class(agent), {})
-    fixed = [each for each in _DESIGN if not each or any(getattr(own, name) != value for name, value in each.items())]
+    fixed = [
+        each for each in _DESIGN if not each or any(getattr(own, name, value) != value for name, value in each.items())
+    ]
     study, space = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed)), default_space(agent)
     drawn = [dict(study.ask(space).params) for _ in range(count - len(fixed))]
     return [*fixed, *drawn][:count]

@@ -49,6 +49,7 @@ _SPACE: Final[Mapping[str, BaseDistribution]] = {
     "clip": FloatDistribution(0.1, 0.4),
     "clip_range": FloatDistribution(0.1, 0.4),
     "value_coefficient": FloatDistribution(1e-3, 1.0, log=True),
+    "value_rate": FloatDistribution(1.0, 100.0, log=True),
     "updates": IntDistribution(1, 4),
     "gradient_steps": CategoricalDistribution((2, 4, 8, 16)),
     "best_share": FloatDistribution(0.1, 1.0),
