@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from chat_tools import TEMPLATES, applied, bare, chat_tokenizer
 from core_tools import hugging_face
+from packaging.version import Version
 from tokenizers import AddedToken, Tokenizer
 
 from textgym import make_task
@@ -50,7 +51,10 @@ TOKEN_FILES: dict[str, tuple[dict[str, Any], dict[str, Any] | None, dict[str, An
 @pytest.mark.parametrize("name", ["byte-level", "pieces"])
 @pytest.mark.parametrize("files", TOKEN_FILES)
 def test_a_folder_has_the_template_variables_that_hugging_face_reads(files: str, name: str, tmp_path: Path) -> None:
-    auto = pytest.importorskip("transformers").AutoTokenizer
+    transformers = pytest.importorskip("transformers")
+    if (files, name) == ("llama", "byte-level") and Version(transformers.__version__) < Version("5.22"):
+        pytest.skip("before 5.22 this class adds a <s> that the folder does not have")
+    auto = transformers.AutoTokenizer
     tokenizer = Tokenizer.from_str(bare(name).to_str())
     tokenizer.add_special_tokens(["<bos>", "<eos>", "<|endoftext|>", "<unk>", "<pad>", "<mask>"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))

@@ -69,7 +69,7 @@ def chosen_prompt(task: Task, split: str, option: str, value: Any) -> Prompt:
 def as_index(value: Any) -> int:
     """Return an integer of any type as an int, -1 for a bool and for what is no integer."""
     try:
-        return -1 if isinstance(value, bool) else index(value)
+        return -1 if isinstance(value, bool | np.bool_) else index(value)
     except TypeError:
         return -1
 
@@ -188,7 +188,7 @@ class TokenEnv(gym.Env[Observation, int]):
             token = index(action)
         except TypeError:
             token = -1
-        if not 0 <= token < self._size or action is True or action is False:
+        if not 0 <= token < self._size or isinstance(action, bool | np.bool_):
             raise InvalidAction(
                 f"action {action!r:.80}: not a token id in 0..{self._size - 1} (the vocabulary has {self._size} tokens)"
             )

@@ -198,7 +198,7 @@ def _stop_id(codec: Codec, token: object) -> int:
             raise ValueError(f"stop {token!r}: not a token of this tokenizer.{did_you_mean(token, codec.tokens())}")
         return token_id
     try:
-        index = -1 if isinstance(token, bool) else operator.index(cast("SupportsIndex", token))
+        index = -1 if isinstance(token, bool | np.bool_) else operator.index(cast("SupportsIndex", token))
     except TypeError:
         index = -1
     if not 0 <= index < codec.size or codec.token(index) is None:

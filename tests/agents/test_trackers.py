@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from textgym_agents.config import MeasureSettings
 from textgym_agents.training.folder import RunFolder
@@ -67,7 +69,7 @@ def test_wandb_offline_holds_settings_numbers_and_a_table(tmp_path, monkeypatch)
     assert any(name.startswith("samples") for name in history[0])
     (table,) = path.rglob("*.table.json")
     assert read_json(table)["data"] == [["a|b", "c\nd", 0.5]]
-    assert config["config"] == '{"seed":3}'
+    assert json.loads(config["config"]) == {"seed": 3}
     held = [each for each in path.rglob("*") if each.is_file()]
     assert not any(b"0123456789" * 4 in each.read_bytes() for each in held)
 

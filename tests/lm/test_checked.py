@@ -38,8 +38,9 @@ class Unselectable(GPT2LMHeadModel):
 
     def spoil(self):
         def fix_rows(_, __, output):
-            if output.cache is not None:
-                output.cache.reorder_cache = None
+            cache = output.get("cache", output.get("past_key_values"))  # the latter is its name before 5.24
+            if cache is not None:
+                cache.reorder_cache = None
 
         self.transformer.register_forward_hook(fix_rows)
 
