@@ -21,7 +21,7 @@ from textgym_agents.algorithms.rloo import RLOO
 from textgym_agents.config import TrainSettings
 from textgym_agents.lm.maths import Targets
 from textgym_agents.lm.metrics import warning_signs
-from textgym_agents.training.conditions import CONDITIONS
+from textgym_agents.training.conditions import CONDITIONS, constant_reward
 from textgym_agents.training.doctor import Doctor
 from textgym_agents.training.loop import SilentWatcher, Training
 from transformers import TrainerControl, TrainerState
@@ -256,6 +256,16 @@ def test_a_rare_reward_may_fall_silent_and_a_usual_one_may_not():
         assert [line[:38] for line in said if "NaN" in line] == ["iteration 23, reward constant or NaN ("] * (at == 23)
 
 
+@pytest.mark.parametrize(("silent", "named"), [(39, False), (40, True)])
+def test_a_streak_is_no_alarm_where_few_finds_say_how_rare_the_reward_is(silent, named):
+    # After three finds in 12 batches, m silent ones have a chance of 10 * 11 * 12 / ((10 + m) (11 + m) (12 + m)).
+    found = {"objective/scores": 0.1, "objective/scores_std": 0.3, "objective/rlhf_reward": 0.1}
+    lost = dict.fromkeys(found, 0.0)
+    rows = [found if at in (3, 6, 12) else lost for at in range(1, 13)] + [lost] * silent
+    value = constant_reward([{"iteration": at, **row} for at, row in enumerate(rows, 1)])
+    assert (value is not None) is named
+
+
 def test_the_best_reward_may_be_constant_and_nan_may_not():
     doctor = Doctor()
     lines = [line for at in range(1, 9) for line in doctor.see(healthy(at))]
@@ -274,6 +284,8 @@ def test_a_gap_has_to_last_and_a_batch_of_equal_rewards_says_nothing_of_a_critic
         ("held-out gap", [gap(1), gap(1)], True),
         ("value loss useless", [useless | {"objective/scores_std": 0.0}] * 6, False),
         ("value loss useless", [useless] * 6, True),
+        ("value loss useless", [useless, useless, WORSE, useless, WORSE | {"val/explained_variance": 0.0}] * 2, False),
+        ("value loss useless", [useless, useless, WORSE | {"val/explained_variance": 0.0}, useless, useless], True),
     ):
         doctor = Doctor()
         for at, row in enumerate([{}] * HEALTHY + rows, 1):

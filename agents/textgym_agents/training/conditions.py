@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, median
 from typing import Final
 
 from textgym_agents.training.evidence import FEW, Row, best_few, error_of, objectives, pays, recent, series
@@ -61,7 +61,7 @@ def constant_reward(rows: Sequence[Row]) -> float | None:
 
     At the best mean so far that is no fault but the end of learning. A reward that is rare is none either: an
     evaluation has found another mean, or so many batches were silent before that one in a hundred such streaks is
-    chance.
+    chance, where every share of batches that vary was as likely beforehand (Laplace's rule of succession).
     """
     scores, spreads = series(rows, "objective/scores"), series(rows, "objective/scores_std")
     if scores and not math.isfinite(scores[-1]):
@@ -73,8 +73,8 @@ def constant_reward(rows: Sequence[Row]) -> float | None:
     measured = [*scores, *series(rows, "eval/reward")]
     if not varied:
         return scores[-1] if max(measured) - min(measured) <= slack else None
-    silent = 1 - len(varied) / varied[-1]  # share of the batches before this streak
-    chance = silent ** (len(spreads) - varied[-1])
+    silent = 1 + varied[-1] - len(varied)  # of the batches before this streak, and one
+    chance = math.prod((silent + at) / (varied[-1] + 1 + at) for at in range(len(spreads) - varied[-1]))
     return scores[-1] if scores[-1] < max(scores) - slack and chance < 0.01 else None
 
 
@@ -89,13 +89,14 @@ def equal_groups(rows: Sequence[Row]) -> float | None:
 
 
 def useless_critic(rows: Sequence[Row]) -> float | None:
-    """Find an explained variance below -0.1, a mean of five rows, while nothing is gained, see `pays`.
+    """Find explained variances below -0.1 in four of five rows, while nothing is gained, see `pays`.
 
     0 is a constant's; where prompts tell nothing of the return, a critic that learns moves around it. Near the optimum
     returns have little variance left to explain; batches whose rewards are all equal have none, and are left out.
     """
-    value = recent([row for row in rows if row.get("objective/scores_std") != 0], "val/explained_variance", 5)
-    return value if value is not None and value < -0.1 and not pays(rows) else None
+    found = series([row for row in rows if row.get("objective/scores_std") != 0], "val/explained_variance")[-5:]
+    useless = sum(value < -0.1 for value in found) >= 4
+    return median(found) if len(found) == 5 and useless and not pays(rows) else None
 
 
 def always_clipped(rows: Sequence[Row]) -> float | None:
@@ -130,7 +131,7 @@ def entropy_collapse(rows: Sequence[Row]) -> float | None:
     low = [row for row, value in zip(rows, values, strict=True) if value < limit][-FEW:]
     high = objectives([row for row, value in zip(rows, values, strict=True) if not value < limit])
     now, error, share = fmean(objectives(low)), error_of(rows), FEW / len(low)
-    left = max([2 * error * math.sqrt(share + FEW), *series(low, "objective/scores_std")])
+    left = max([2 * error * math.sqrt(share + FEW), fmean(series(low, "objective/scores_std") or [0.0])])
     won = now - high[0] > left and now > best_few(high) - 4 * error * math.sqrt(share + 1)
     return None if won and len(rows) > FEW else few
 
