@@ -126,26 +126,23 @@ def core() -> Suite:
     short = [task for task in DIAGNOSTICS if task not in long]
     # One agent for each idea.
     everywhere = ("random", "best-of-n", "lm-ppo", "vine-ppo", "rloo", "grpo", "a2c", "soft-q", "q-learning")
-    elsewhere, of_others = (
-        ("dpo", "rejection", "mcts", "sb3-ppo", "sb3-dqn"),
-        ("Bandit", "Delayed", "Stop", "Deceptive"),
-    )
+    elsewhere = ("dpo", "rejection", "mcts", "sb3-ppo", "sb3-dqn")
+    four = ("Bandit", "Delayed", "Stop", "Deceptive")
     of_helpful = ("reinforce", "rejection", "dpo", "behaviour-cloning", "sb3-ppo")
     return Suite(
         "core",
         (
             *rows(short, everywhere, 4_096, 3),
             *rows(long, everywhere, 16_384, 3),
-            *rows(of_others, elsewhere, 4_096, 3),
-            *rows([*of_others, "Helpful"], ["dpo"], 4_096, 3, {"sampler": "policy"}, "online DPO"),
+            *rows(four, elsewhere, 4_096, 3),
+            *rows([*four, "Helpful"], ["dpo"], 4_096, 3, {"sampler": "policy"}, "online DPO"),
             *rows(["Bandit"], ["sb3-sac"], 4_096, 3),
             *chain.from_iterable(
                 (*rows(short, [agent], 4_096, 3, config, label), *rows(long, [agent], 16_384, 3, config, label))
                 for label, (agent, config) in OBJECTIVES.items()
             ),
             *rows(["Copy"], ["dpo", "rejection", "sb3-ppo", "sb3-dqn"], 16_384, 3),
-            *rows(["Helpful"], everywhere, 4_096, 3),
-            *rows(["Helpful"], of_helpful, 4_096, 3),
+            *rows(["Helpful"], [*everywhere, *of_helpful], 4_096, 3),
             *rows([*ALIGNMENT[1:], *VERIFIABLE, *STYLE], ["lm-ppo"], 4_096, 3),
             *rows(["Honest", "Arithmetic", "Sentiment"], ["rloo", "dpo"], 4_096, 3),
             *rows(["Arithmetic", "Sentiment"], ["best-of-n"], 4_096, 3),
@@ -159,11 +156,10 @@ def ppo() -> Suite:
     """Return the suite behind the table "How far PPO gets" in docs/exact.md."""
     long = {"Copy": 40_000, "Reverse": 40_000, "Recall": 60_000}
     measured = {"lam": 0.95, "value_rate": 1.0}  # the defaults when the table was made
-    defaults = [rows([task], ["lm-ppo"], long.get(task, 20_000), 5, measured) for task in DIAGNOSTICS]
     return Suite(
         "ppo",
         (
-            *chain.from_iterable(defaults),
+            *(cell for task in DIAGNOSTICS for cell in rows([task], ["lm-ppo"], long.get(task, 20_000), 5, measured)),
             *_levels("BigVocab", {"V=4096": 4, "V=50257": 6}, ["lm-ppo"], 20_000, 2, measured),
             *_levels("DeepSea", {"depth=12": 12, "depth=14": 14}, ["lm-ppo"], 20_000, 5, measured),
         ),
