@@ -61,7 +61,7 @@ def test_ppo_raises_the_objective_significantly():
     agent.learn(env, 64 * 30)
     after = evaluate(agent, task, reference, per_prompt=64)
     assert after.objective.low > before.objective.high + 0.1
-    assert after.optimality.mean > 0.5
+    assert after.optimality is None  # too few of the reference's answers are good ones to know J*
     assert after.kl.mean > 0
 
 
