@@ -21,7 +21,7 @@ from textgym_agents.algorithms.rloo import RLOO
 from textgym_agents.config import TrainSettings
 from textgym_agents.lm.maths import Targets
 from textgym_agents.lm.metrics import warning_signs
-from textgym_agents.training.conditions import CONDITIONS, constant_reward
+from textgym_agents.training.conditions import CONDITIONS, constant_reward, entropy_collapse
 from textgym_agents.training.doctor import Doctor
 from textgym_agents.training.loop import SilentWatcher, Training
 from transformers import TrainerControl, TrainerState
@@ -264,6 +264,18 @@ def test_a_streak_is_no_alarm_where_few_finds_say_how_rare_the_reward_is(silent,
     rows = [found if at in (3, 6, 12) else lost for at in range(1, 13)] + [lost] * silent
     value = constant_reward([{"iteration": at, **row} for at, row in enumerate(rows, 1)])
     assert (value is not None) is named
+
+
+@pytest.mark.parametrize(("spread", "named"), [(0.2, False), (0.6, True)])
+def test_what_rewards_still_differ_by_is_the_mean_of_the_last_rows(spread, named):
+    rows = [(1.0, 0.0, 0.1)] * 4 + [
+        (0.01, 0.5, 0.8),
+        (0.01, 0.5, spread),
+        (0.01, 0.5, spread),
+    ]  # entropy, score, spread
+    names = ("policy/entropy_avg", "objective/scores", "objective/scores_std")
+    rows = [{"episode": 1e4 * at, **dict(zip(names, row, strict=True))} for at, row in enumerate(rows, 1)]
+    assert (entropy_collapse(rows) is not None) is named  # a gain of 0.5 against a mean of 0.4 or 0.67, of 0.8 at most
 
 
 def test_the_best_reward_may_be_constant_and_nan_may_not():
