@@ -273,7 +273,7 @@ def test_what_rewards_still_differ_by_is_the_mean_of_the_last_rows(spread, named
         (0.01, 0.5, spread),
         (0.01, 0.5, spread),
     ]  # entropy, score, spread
-    names = ("policy/entropy_avg", "objective/scores", "objective/scores_std")
+    names = ("policy/entropy_avg", "objective/scores", "objective/scores_std")  # of each row
     rows = [{"episode": 1e4 * at, **dict(zip(names, row, strict=True))} for at, row in enumerate(rows, 1)]
     assert (entropy_collapse(rows) is not None) is named  # a gain of 0.5 against a mean of 0.4 or 0.67, of 0.8 at most
 
