@@ -18,6 +18,7 @@ from textgym.task import Task, make_task
 
 Info = dict[str, Any]
 RESET_OPTIONS = ("prompt", "prompt_index")
+_BOOLS = (bool, np.bool_)  # no ids, though they can count as integers
 NO_MODE = 'render() shows nothing: make the environment with render_mode="ansi", "human" or "rgb_array"'
 
 
@@ -69,7 +70,7 @@ def chosen_prompt(task: Task, split: str, option: str, value: Any) -> Prompt:
 def as_index(value: Any) -> int:
     """Return an integer of any type as an int, -1 for a bool and for what is no integer."""
     try:
-        return -1 if isinstance(value, bool | np.bool_) else index(value)
+        return -1 if type(value) in _BOOLS else index(value)
     except TypeError:
         return -1
 
@@ -188,7 +189,7 @@ class TokenEnv(gym.Env[Observation, int]):
             token = index(action)
         except TypeError:
             token = -1
-        if not 0 <= token < self._size or isinstance(action, bool | np.bool_):
+        if not 0 <= token < self._size or type(action) in _BOOLS:
             raise InvalidAction(
                 f"action {action!r:.80}: not a token id in 0..{self._size - 1} (the vocabulary has {self._size} tokens)"
             )
