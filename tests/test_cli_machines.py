@@ -169,6 +169,7 @@ os.setgroups([]), os.setgid({NOBODY}), os.setuid({NOBODY})
         assert Path("ours/theirs.jsonl").stat().st_uid == NOBODY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script",
     [

@@ -14,7 +14,10 @@ from textgym_agents.conformance.run import CHECKS
 from textgym.commands.flags import checked_words, env_options
 from textgym.rewards import describe_reward
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="redirections of a POSIX shell")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name != "posix", reason="redirections of a POSIX shell"),
+]
 HELLO = ("play", "Text-v0", "--seed", "0", "--env", "reference=uniform")
 
 
@@ -58,7 +61,6 @@ def test_a_full_output_is_named(words, unbuffered):
     assert_one_line(done.returncode, done.stderr, "standard output: No space left on device")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")  # noqa: PTH110
 def test_a_training_whose_output_is_full_names_no_folder_as_full(tmp_path):
     words = ("train", "Bandit-v0", "--agent", "q-learning", "--batch", "8", "--episodes", "16", "--out", "r")
@@ -81,7 +83,6 @@ def test_help_does_not_depend_on_how_python_was_started():
     assert (stripped.returncode, stripped.stdout) == (0, plain.stdout)
 
 
-@pytest.mark.slow
 def test_rewards_and_checks_say_what_they_are_without_docstrings():
     # Of other packages the bytecode with docstrings is there; to compile them without takes 7 seconds.
     code = (

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -46,7 +48,6 @@ def test_ppo_starts_at_chance_and_repeats_itself():
     assert first[0] == pytest.approx(1 / 6, abs=5 * math.sqrt(5 / 36 / 768))
 
 
-@pytest.mark.slow
 @pytest.mark.learning
 @pytest.mark.parametrize(("task", "steps"), [("Bandit", 25_000), ("Copy", 40_000)])
 def test_ppo_learns(task, steps):

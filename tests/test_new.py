@@ -13,6 +13,8 @@ from cli_tools import COMMAND, assert_one_line, environment, run
 
 from textgym.commands.new import project
 
+pytestmark = pytest.mark.slow
+
 NAME = "soup-shop"
 GROUPS = ("tasks", "rewards", "agents", "suites", "commands")
 
@@ -99,7 +101,6 @@ def test_its_tests_see_a_broken_reward(folder, monkeypatch):
     assert counter.outcomes.count("failed") == 3  # all but the answer without "please"
 
 
-@pytest.mark.slow
 def test_the_notebook_runs(folder, monkeypatch, capsys):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
@@ -114,7 +115,6 @@ def test_the_notebook_runs(folder, monkeypatch, capsys):
     assert "J of the reference 0.342, J* 0.893" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_its_names_are_found_in_its_folder_without_an_installation(folder):
     said = {
         ("soup-shop", "--text", "tea please"): "reward 1.00, gold 1.00\n",

@@ -40,6 +40,7 @@ def kind(value: Any) -> str:
     return type(value).__name__
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=10_000)
 @given(st.sampled_from(OPTIONS), ODD)
 def test_an_option_is_taken_or_refused_by_name(asked: tuple[str, str], value: Any) -> None:

@@ -227,6 +227,7 @@ def test_committed_optima_hold_what_other_samples_found(name, independent):
         assert optimum.effective_samples > {"Format": 176, "Json": 42, "Keywords": 8}[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMITTED)
 def test_every_sampled_task_of_the_suite_core_has_a_committed_optimum(name):
     task = make_task(name)

@@ -13,6 +13,8 @@ from cli_tools import COMMAND, ROOT, environment, run
 
 from textgym.checks import users_line
 
+pytestmark = pytest.mark.slow
+
 PAGE = (ROOT / "docs" / "own_task.md").read_text(encoding="utf-8")
 MODULE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
 COMMANDS, PROJECT = (block.splitlines() for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL))
@@ -57,7 +59,6 @@ def fresh(tmp_path_factory):
     assert started.process.returncode == 0
 
 
-@pytest.mark.slow
 def test_the_page_s_task_is_fifteen_lines_and_taken_by_every_command(fresh):
     assert len([line for line in MODULE.splitlines() if line]) <= 15
     short = [line.replace("--episodes 2048", "--episodes 64 --batch 32 --minibatches 2") for line in COMMANDS]
@@ -72,7 +73,6 @@ def test_the_page_s_task_is_fifteen_lines_and_taken_by_every_command(fresh):
     assert len((fresh.folder / "p.jsonl").read_text().splitlines()) > 0
 
 
-@pytest.mark.slow
 def test_a_suite_of_one_s_own_runs_one_s_own_id_in_processes(fresh):
     (fresh.folder / "mine.py").write_text(
         "from textgym_benchmarks.suite import Cell, Evaluation, Suite\n"
@@ -148,7 +148,6 @@ def short(prompts, completions, **columns):
 '''
 
 
-@pytest.mark.slow
 def test_errors_of_the_user_s_own_code_show_the_user_s_line(fresh):
     place = "(faulty.py, line 41: return [1 / 0 for _ in prompts])"
     division = f"reward 'reward' raised ZeroDivisionError: division by zero {place}"

@@ -107,6 +107,7 @@ def test_best_leaves_are_exact_where_nothing_is_cut():
     assert np.exp([value for _, value in found]) == pytest.approx([item.probability for item in likeliest])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in task_names() if task_entry(name).family != "turns"])
 def test_any_registered_task(name):
     options = {"prompts": ["Hello."], "reward": "length", "max_new_tokens": 3} if name == "Text" else {}

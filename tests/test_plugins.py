@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 from cli_tools import COMMAND, ROOT, environment
 
+pytestmark = pytest.mark.slow
+
 GUIDE = ROOT / "CONTRIBUTING.md"
 FILE = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", re.DOTALL)
 GROUPS = ("tasks", "rewards", "agents", "suites", "commands")

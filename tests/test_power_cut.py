@@ -23,6 +23,8 @@ from textgym_benchmarks.run.runner import Progress, run_suite
 
 from textgym.files import write_json
 
+pytestmark = pytest.mark.slow
+
 TASK = "textgym/Bandit-v0"
 AGENTS: dict[str, dict[str, Any]] = {
     "lm-ppo": {"batch": 16},
@@ -140,7 +142,6 @@ def test_cells_that_were_reported_are_done(tmp_path: Path, patch: pytest.MonkeyP
     cuts.disk.close()
 
 
-@pytest.mark.slow
 def test_a_fit_goes_on_from_its_last_checkpoint(tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
     data = pair_file(tmp_path / "pairs.jsonl")
     written: dict[int, dict[str, bytes]] = {}

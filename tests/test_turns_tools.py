@@ -153,6 +153,7 @@ def test_what_a_tool_raises_is_an_error_text():
     assert answer(tools, "<broken>exit</broken>") == "error: 1"
 
 
+@pytest.mark.slow
 def test_a_call_has_a_deadline():
     tools = Tools({"never": never, "dies": dies, "shout": shout}, seconds=0.3)
     assert answer(tools, "<never>x</never>") == "error: tool 'never' took longer than 0.3 s"
@@ -337,6 +338,7 @@ def test_whatever_python_is_asked_there_is_one_reply(text):
 PYTHON: Tools | None = None
 
 
+@pytest.mark.slow
 def test_a_responder_has_a_deadline():
     env = TokenEnv("Text", responder={"name": "deadline", "responder": "turn_tools:never", "seconds": 0.3})
     env.reset(seed=0)

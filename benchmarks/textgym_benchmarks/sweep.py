@@ -36,6 +36,7 @@ _DRAWS: Final = 2000
 
 _DESIGN: Final[Sequence[JsonObject]] = (
     {},
+    {"update_kl": 1.0},
     {"learning_rate": 1e-3},
     {"learning_rate": 1e-4},
     {"lam": 0.95, "value_rate": 1.0},
@@ -46,7 +47,7 @@ _DESIGN: Final[Sequence[JsonObject]] = (
 
 
 def design(agent: str, count: int, seed: int = 0) -> list[JsonObject]:
-    """Return so many settings of an agent: its own, {}; two rates, a slow critic, another KL, one pass; random ones.
+    """Return so many settings of an agent: its own, {}; larger updates, two rates, a slow critic, KL, passes; random ones.
 
     The random ones are drawn from `default_space`.
     """

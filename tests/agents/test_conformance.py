@@ -101,6 +101,7 @@ def test_every_bug_is_caught_by_its_own_check(bug):
     assert finding.expected != "no error"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", [bug for bug, name in CAUGHT_BY.items() if name.startswith("turns")])
 def test_what_is_wrong_with_turns_alone_shows_there_alone(bug):
     findings = check(MutantAgent, UNTRAINED, settings={"bug": bug})

@@ -29,6 +29,8 @@ from textgym.lm.scoring import Encoded
 from textgym.preferences import Demonstration, Ranking, write_demonstrations, write_rankings
 from textgym.solver import policy_values, solve
 
+pytestmark = pytest.mark.slow
+
 MODELS = pytest.mark.parametrize("make", [tiny_t5, tiny_bart])
 START = {tiny_t5: 0, tiny_bart: 2}
 COPY = 8  # tokens of the task's vocabulary
@@ -314,7 +316,6 @@ def start(make):
     return model
 
 
-@pytest.mark.slow
 @pytest.mark.learning
 @pytest.mark.parametrize(("name", "make", "batch", "episodes", "rate", "more"), LEARNERS)
 def test_it_learns_copy(name, make, batch, episodes, rate, more, tmp_path):

@@ -26,6 +26,8 @@ from textgym import TokenVectorEnv
 pytest.importorskip("peft")
 from agents.stand_in_server import serving, slow
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def server():
@@ -94,7 +96,6 @@ def test_replayed_completions_are_the_rollout_of_the_own_decoder(server, client,
         np.testing.assert_allclose(found.bootstrap_kl, want.bootstrap_kl, atol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", [LMPPO, GRPO])
 def test_an_agent_learns_by_a_server_as_by_the_own_decoder(server, kind):
     group = {"group": 4} if kind is GRPO else {}

@@ -91,6 +91,7 @@ def near(tree):
     return 0.02 * max(1.0, spread(tree))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MANY)
 def test_ilql_comes_to_the_expectiles_of_q(name):
     tree, data = truth(name)
@@ -101,6 +102,7 @@ def test_ilql_comes_to_the_expectiles_of_q(name):
         assert logs.distance(exact, logs.fixed_point(tree, data, logs.expectile_backup(0.7))) > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MANY)
 def test_cql_comes_to_what_its_softmax_and_the_log_say(name):
     tree, data = truth(name)
@@ -112,6 +114,7 @@ def test_cql_comes_to_what_its_softmax_and_the_log_say(name):
         assert logs.distance(exact, logs.fixed_point(tree, data, logs.expectile_backup(1))) > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MANY)
 def test_monte_carlo_values_are_those_of_the_policy_that_logged(name):
     tree, _ = truth(name)
@@ -150,6 +153,7 @@ def log(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AGENTS)
 @pytest.mark.parametrize("settings", [CPU, TABLE], ids=["lm", "table"])
 def test_it_learns_a_log_and_goes_on_where_it_was_saved(name, settings, log, tmp_path):

@@ -84,6 +84,7 @@ def test_prompts_take_what_those_of_a_part_take(monkeypatch):
     assert read(8) == pytest.approx(two, rel=0.15)  # and the keys of a layer, which are joined
 
 
+@pytest.mark.slow
 def test_an_adapter_needs_no_reference_and_little_else():
     full = estimate(TWO, SMALL)
     adapter = estimate(TWO, Plan(**{**vars(SMALL), "lora_rank": 8, "precision": "bfloat16"}))
@@ -139,6 +140,7 @@ def test_a_deep_model_is_reckoned_as_if_it_were_run_whole(monkeypatch):
     assert min(found.parts.values()) > 0
 
 
+@pytest.mark.slow
 def test_a_reference_elsewhere_is_in_no_sum():
     config = LMPPOConfig(batch=8, micro_batch=4, minibatches=2, device="cuda")
     here = estimate(TWO, plan_of(config, 6, 4))
@@ -159,6 +161,7 @@ def test_all_settings_that_memory_depends_on_are_taken_or_refused():
         plan_of(LMPPOConfig(parallel="fsdp"), 6, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.23"), reason="before 5.23 the gradient of experts needs data"
 )
@@ -179,6 +182,7 @@ def test_an_architecture_that_needs_data_is_refused_in_a_line(monkeypatch, caplo
     assert not caplog.text  # torch would log pages
 
 
+@pytest.mark.slow
 def test_checkpointing_is_estimated_beside_the_plan():
     many = {**vars(SMALL), "prompt_tokens": 2000}
     plain = estimate(TWO, Plan(**many)).parts

@@ -99,6 +99,7 @@ def test_grpo_without_std_division_is_half_of_it_in_groups_of_two(kl, gamma):
     assert_gradient_of_j(agent, expected_gradient(agent, *pairs_rollout(agent)), 0.5)
 
 
+@pytest.mark.slow
 @discounts
 @pytest.mark.parametrize("kind", UNBIASED_KL)
 @pytest.mark.parametrize("reward_to_go", [True, False])

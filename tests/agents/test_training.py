@@ -130,6 +130,7 @@ def test_the_folder_is_complete(finished):
     assert "gymnasium" in config["versions"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_going_on_after_ctrl_c_gives_the_same_logs(finished, tmp_path, at):
     watcher = Watcher(interrupt_at=at)

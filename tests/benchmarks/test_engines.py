@@ -17,6 +17,8 @@ from textgym_benchmarks.engines import Job, make_engine
 from textgym_benchmarks.engines.jobs import call, fresh_python, reply_line, search_path
 from textgym_benchmarks.engines.ray_engine import Ray, _task
 
+pytestmark = pytest.mark.slow
+
 NO_RAY = importlib.util.find_spec("ray") is None
 RAY = pytest.param(
     "ray",

@@ -16,6 +16,8 @@ from textgym_benchmarks.course.grading import answers, compare, grade_file, judg
 
 from textgym.cli import main
 
+pytestmark = pytest.mark.slow
+
 RIGHT = """
 def discounted_returns(rewards, gamma):
     return [sum(gamma ** (j - t) * rewards[j] for j in range(t, len(rewards))) for t in range(len(rewards))]
@@ -149,7 +151,6 @@ def test_a_slip_is_named_where_it_gives_all_answers():
     assert hint(lambda x: 3 * x) == "y: found 0, expected 1. Given 0."  # equal in the first case alone
 
 
-@pytest.mark.slow
 def test_what_an_answer_has_started_ends_with_its_process(tmp_path):
     cell = f"""
 def longest_wait(gamma, share):

@@ -41,6 +41,7 @@ def test_two_other_right_answers_of_each_are_right(number):
     } == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", CHAPTERS)
 def test_every_wrong_answer_gets_a_hint_that_names_the_quantity(number):
     given = answers_of(number, "wrong")

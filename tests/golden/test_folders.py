@@ -18,6 +18,7 @@ def test_every_kind_is_recorded() -> None:
     assert list(read("folders.json")) == list(KINDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MARKED)
 def test_a_folder_is_as_recorded(name: str, folders: Folders) -> None:
     lines = differences(read("folders.json")[name], folders.record(name))

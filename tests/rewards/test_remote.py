@@ -208,6 +208,7 @@ def judge(server, **settings):
     return make_reward(spec)
 
 
+@pytest.mark.slow
 def test_a_judge_outlives_what_servers_do(server, tmp_path):
     reward = judge(server, seconds=1.0, prices=[1.0, 2.0], cache=str(tmp_path / "scores"))
     texts = ["good", "slow", "429", "500", "half", "cut", "schema", "range", "prose", "401"]

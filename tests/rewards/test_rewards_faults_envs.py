@@ -18,6 +18,8 @@ from test_rewards_faults import CELLS, PENALTY, Cell, cell_id
 import textgym  # noqa: F401  (registers the ids)
 from textgym.rewards import Dense, RewardError
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["bad", "ok", "<end>"]
 BAD, OK, END = range(3)
 OPTIONS: dict[str, Any] = {
