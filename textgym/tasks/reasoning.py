@@ -9,7 +9,7 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import combinations, islice
 from pathlib import Path
-from typing import Any, Final, Unpack
+from typing import Any, Final, TypeVar, Unpack
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from textgym.tasks.diagnostics.common import word_vocabulary
 from textgym.tasks.text import text_task
 from textgym.vocab import Vocabulary
 
+T = TypeVar("T")
 FAMILY: Final = "verifiable"
 LARGEST: Final = 10
 """Of the numbers of Countdown, which begin with 1."""
@@ -269,16 +270,21 @@ def _problems(operations: int, count: int, seed: int) -> list[tuple[str, str]]:
 
 def _problem(operations: int, generator: np.random.Generator) -> tuple[str, str]:
     """Return a word problem, and its solution: a line with an equation for each operation, then `#### ANSWER`."""
-    name, things = str(generator.choice(NAMES)), str(generator.choice(THINGS))
+    name, things = _drawn(NAMES, generator), _drawn(THINGS, generator)
     value = int(generator.integers(2, 21))
     told, lines = [f"{name} has {value} {things}."], list[str]()
     while len(lines) < operations:
-        sentence, operate, sign = STEPS[int(generator.integers(len(STEPS)))]
+        sentence, operate, sign = _drawn(STEPS, generator)
         fitting = {"+": range(2, 21), "-": range(2, value), "*": range(2, 5) if value <= 50 else (), "/": range(2, 6)}
         allowed = [k for k in fitting[sign] if sign != "/" or (value % k == 0 and value > k)]
         if allowed:
-            k = int(generator.choice(allowed))
+            k = _drawn(allowed, generator)
             told.append(sentence.format(name=name, things=things, k=k))
             lines.append(f"{value} {sign} {k} = {operate(value, k)}")
             value = operate(value, k)
     return " ".join([*told, f"How many {things} does {name} have now?"]), "\n".join([*lines, f"#### {value}"])
+
+
+def _drawn(among: Sequence[T], generator: np.random.Generator) -> T:
+    """Return one of them: what `generator.choice` draws, without an array made of them at every call."""
+    return among[int(generator.integers(len(among)))]
