@@ -34,8 +34,13 @@ CONTESTANTS: Final[Mapping[str, tuple[str, Mapping[str, object]]]] = {
     **{name: (name, {}) for name in COMPARED},
     **OBJECTIVES,
 }
-TRIALS: Final[Sequence[JsonObject]] = ({}, {"update_kl": 1.0}, {"batch": 64}, {"batch": 64, "update_kl": 0.1})
-"""Changes of every objective's settings: how far the first batch moves the policy, and how many batches there are."""
+TRIALS: Final[Sequence[JsonObject]] = (
+    {},
+    {"batch": 64, "learning_rate": 1e-3},
+    {"batch": 64},
+    {"batch": 64, "learning_rate": 1e-2},
+)
+"""Changes of every objective's settings: how many batches there are, and a third and three times their learning rate."""
 _TRIAL_SEED: Final = 1000
 _LONG: Final = (*MEMORY, "DeepSea")
 
