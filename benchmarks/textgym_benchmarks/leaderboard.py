@@ -4,8 +4,8 @@
     python -m textgym_benchmarks.leaderboard check benchmarks/entries/rloo.py
     python -m textgym_benchmarks.leaderboard table
 
-`run` writes what an entry claims to a JSON file beside it; `check` runs it with other seeds and refuses, with exit code
-1, what does not reproduce; `table` writes docs/leaderboard.md anew. The first two go on where they were broken off.
+`run` writes what an entry claims to a JSON file beside it; `check` refuses, with exit code 1, what other seeds do not
+reproduce; `table` writes docs/leaderboard.md anew. The first two go on where they were broken off.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from tyro.conf import OmitArgPrefixes, Positional, Suppress
 from textgym.checks import Floats, JsonObject
 from textgym.files import plain, read_json, reading, write_json, write_text
 from textgym.registry import import_user_module
+from textgym_benchmarks.commands.bench import LiveTable
 from textgym_benchmarks.pages import interval, markdown
 from textgym_benchmarks.results.format import FORMAT
 from textgym_benchmarks.results.rows import settled
 from textgym_benchmarks.results.store import Result, suite_summary
-from textgym_benchmarks.run.runner import BenchInterrupted, BenchWatcher, Progress, run_suite
+from textgym_benchmarks.run.runner import BenchInterrupted, run_suite
 from textgym_benchmarks.statistics import Interval, leads, mean_of_runs
 from textgym_benchmarks.suite import Cell, Evaluation, Suite, check_integer, from_fields
 from textgym_benchmarks.suite_folder import RUN_COUNTED
@@ -48,7 +49,7 @@ class Challenge:
 
     Args:
         id: of the environment. episodes: the budget.
-        level: the optimality that time is taken to.
+        level: the optimality that time is taken to. seeds: the fewest of a claim, and of a rerun.
         unit, unit_settings: the agent whose CPU time to the level is the unit.
         evaluation: how a policy is measured; its points are the marks.
     """
@@ -58,6 +59,7 @@ class Challenge:
     level: float = 0.9
     unit: str = "lm-ppo"
     unit_settings: Mapping[str, object] = field(default_factory=lambda: {"learning_rate": 5e-4})
+    seeds: int = 5
     evaluation: Evaluation = field(default_factory=lambda: Evaluation(16, 8, 16, optimum_per_prompt=0, samples=0))
 
 
@@ -110,13 +112,18 @@ class SeedOutcome:
 
 @dataclass(frozen=True)
 class Attempt:
-    """An entry beside the unit, seed by seed in one run. Args: started: the day. machine, versions: of the entry's."""
+    """An entry beside the unit, with the same seeds, in one run. Args: started: the day. machine, versions: its own."""
 
     started: str
     machine: str
     versions: Mapping[str, str]
     entry: tuple[SeedOutcome, ...]
     unit: tuple[SeedOutcome, ...]
+
+    def __post_init__(self) -> None:
+        seeds = [each.seed for each in self.entry]
+        if seeds != [each.seed for each in self.unit] or len({*seeds}) < len(seeds):
+            raise ValueError(f"entry: has the seeds {seeds}; allowed are different ones, which `unit` has too")
 
     @classmethod
     def from_json(cls, data: JsonObject) -> Attempt:
@@ -195,7 +202,7 @@ class EntryFlags:
     entry: Positional[Path]
     """The file, NAME.py."""
     seeds: int = 5
-    """How many, two at least."""
+    """How many, five at least."""
     first_seed: int | None = None
     """The first of them; by default 0 for `run` and 1000 for `check`, which may take none of the claim's."""
     out: Path | None = None
@@ -206,8 +213,8 @@ class EntryFlags:
     engine: Suppress[str] = "pool"
 
     def chosen(self, first: int) -> range:
-        """Return the seeds. Args: first: where `first_seed` does not say. Raises: ValueError for fewer than two."""
-        check_integer("seeds", self.seeds, 2)
+        """Return the seeds. Args: first: where `first_seed` does not say. Raises: ValueError for too few."""
+        check_integer("seeds", self.seeds, self.challenge.seeds)
         first = first if self.first_seed is None else self.first_seed
         return range(first, first + self.seeds)
 
@@ -225,22 +232,11 @@ def attempt(flags: EntryFlags, seeds: Sequence[int]) -> Attempt:
     name = f"{path.stem}-{digest(path)}".lower().replace("_", "-").lstrip("-")
     suite = Suite(name, tuple(cells.values()), "An entry of the leaderboard.", challenge.evaluation)
     how = (None, flags.engine, flags.workers)
-    results = run_suite(suite, out, *how, retry_failed=True, watcher=_Lines(), function=RUN_COUNTED)
+    results = run_suite(suite, out, *how, retry_failed=True, watcher=LiveTable(), function=RUN_COUNTED)
     found = {result.cell.key: result for result in results}
     own, unit = (tuple(outcome(found[pair[side].key], challenge) for pair in pairs) for side in (0, 1))
     first = found[pairs[0][0].key]
     return Attempt(str(suite_summary(out).get("started")), first.machine, dict(first.versions), own, unit)
-
-
-class _Lines(BenchWatcher):
-    """Writes a line for each cell that ends."""
-
-    def begin(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def changed(self, key: str) -> None:
-        if (status := self._progress.status[key]) in ("done", "failed"):
-            print(f"{status}  {key}", file=sys.stderr)
 
 
 def outcome(result: Result, challenge: Challenge) -> SeedOutcome:
@@ -325,6 +321,8 @@ def read_claim(path: Path, challenge: Challenge = HELPFUL) -> Claimed:
         raise ValueError(f"{place}: is of another version of {path.name}; `run` writes it anew")
     if found.challenge != plain(asdict(challenge)):
         raise ValueError(f"{place}: is of another task, budget or evaluation; `run` writes it anew")
+    for ran in filter(None, (found.claim, found.rerun)):
+        check_integer(f"{place}: seeds", len(ran.entry), challenge.seeds)
     return found
 
 
@@ -351,9 +349,9 @@ def check(flags: OmitArgPrefixes[EntryFlags]) -> None:
     print(f"{flags.entry}: reproduces: {_told(rerun, flags.challenge)}")
 
 
-def _told(ran: Attempt, challenge: Challenge) -> str:
-    time = f"CPU time to {challenge.level} in units of {challenge.unit}'s {time_shown(ran)}"
-    return f"optimality {interval(ran.score, 3)} after {challenge.episodes:,} episodes, {time}"
+def _told(ran: Attempt, asked: Challenge) -> str:
+    time = f"CPU time to {asked.level} in units of {asked.unit}'s {time_shown(ran)}"
+    return f"optimality {interval(ran.score, 3)} after {asked.episodes:,} episodes, {time}"
 
 
 def time_shown(ran: Attempt) -> str:
@@ -369,13 +367,15 @@ def page(entries: Path = ENTRIES, challenge: Challenge = HELPFUL) -> str:
     if not (files := sorted(entries.glob("*.py"))):
         raise ValueError(f"{entries}: holds no entry; allowed is the folder of a checkout as the current one")
     claims = {path.stem: read_claim(path, challenge) for path in files if path.with_suffix(".json").is_file()}
-    ratios = {name: each.claim.ratio.value for name, each in claims.items()}
+    reruns = {name: each.rerun for name, each in claims.items() if each.rerun is not None}
+    ratios = {name: each.ratio.value for name, each in reruns.items()}
     return markdown("textgym_benchmarks.results", "leaderboard.md").render(
         challenge=challenge,
         claims=claims,
-        waiting=[path.stem for path in files if path.stem not in claims],
-        by_time=sorted(claims, key=lambda name: (ratios[name] is None, ratios[name], name)),
-        by_score=sorted(claims, key=lambda name: (-claims[name].claim.optimality.mean(), name)),
+        reruns=reruns,
+        waiting=[path.stem for path in files if path.stem not in reruns],
+        by_time=sorted(reruns, key=lambda name: (ratios[name] is None, ratios[name], name)),
+        by_score=sorted(reruns, key=lambda name: (-reruns[name].optimality.mean(), name)),
         time_shown=time_shown,
         check_seed=CHECK_SEED,
         largest=LARGEST,

@@ -47,7 +47,7 @@ _DESIGN: Final[Sequence[JsonObject]] = (
 
 
 def design(agent: str, count: int, seed: int = 0) -> list[JsonObject]:
-    """Return so many settings of an agent: its own, {}; larger updates, two rates, a slow critic, KL, passes; random ones.
+    """Return so many settings of an agent: its own, {}; larger updates, rates, a slow critic, KL, passes; random ones.
 
     The random ones are drawn from `default_space`.
     """

@@ -41,6 +41,7 @@ TINY = Challenge(
     256,
     unit="benchmarks.fake_entries:Steady",
     unit_settings={"strength": 0.9},
+    seeds=2,
     evaluation=Evaluation(4, 1, 1, optimum_per_prompt=0, samples=0),
 )
 Write = Callable[..., Path]
@@ -278,9 +279,20 @@ def test_the_command_ends_with_one_line_and_code_1(
     assert "--challenge" not in shown
 
 
-def test_one_seed_and_a_folder_without_entries_are_refused(write: Write, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="seeds=1: allowed is an integer >= 2"):
-        run(flags(write("lonely_entry"), 1))
+def test_too_few_seeds_and_a_folder_without_entries_are_refused(write: Write, tmp_path: Path) -> None:
+    path = write("lonely_entry")
+    with pytest.raises(ValueError, match="seeds=4: allowed is an integer >= 5"):
+        run(replace(flags(path, 4), challenge=HELPFUL))
+    challenge, source = json.loads(json.dumps(asdict(HELPFUL))), hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    claim = asdict(attempt_of([0.9] * 5, [1.0] * 5))
+    entries = {"entrant": asdict(read_entrant(path)), "source": source, "challenge": challenge, "rerun": None}
+    for attempt, message in (
+        ({**claim, "entry": claim["entry"][:4], "unit": claim["unit"][:4]}, r"seeds=4: allowed is an integer >= 5"),
+        ({**claim, "unit": claim["unit"][::-1]}, r"entry: has the seeds \[0, 1, 2, 3, 4\]; allowed are different ones"),
+    ):
+        path.with_suffix(".json").write_text(json.dumps({"format": 1, **entries, "claim": attempt}))
+        with pytest.raises(ValueError, match=rf"lonely_entry\.json.*{message}"):
+            read_claim(path)
     with pytest.raises(ValueError, match="holds no entry"):
         page(tmp_path / "none")
 
@@ -298,26 +310,28 @@ def test_the_entries_and_the_page_s_example_can_be_read(write: Write) -> None:
 
 
 def test_the_page_ranks_shows_who_missed_and_keeps_text_text(write: Write) -> None:
-    runs = {
-        "slow": attempt_of([0.95, 0.95], [20.0, 20.0]),
-        "fast": attempt_of([0.93, 0.93], [5.0, 5.0]),
-        "short": attempt_of([0.91, 0.85], [5.0, None]),
+    boast = attempt_of([0.99] * 5, [1.0] * 5)
+    reruns = {
+        "slow": attempt_of([0.95] * 5, [20.0] * 5, first=1000),
+        "fast": attempt_of([0.93] * 5, [5.0] * 5, first=1000),
+        "short": attempt_of([0.91, 0.85, 0.88, 0.88, 0.88], [5.0, None, 5.0, 5.0, 5.0], first=1000),
+        "unchecked": None,
     }
-    for name, ran in runs.items():
+    for name, rerun in reruns.items():
         path = write(name, author="A|<b>")
-        entrant, rerun = read_entrant(path), ran if name == "slow" else None
+        entrant = read_entrant(path)
         source = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-        found = Claimed(entrant, source, json.loads(json.dumps(asdict(HELPFUL))), ran, rerun)
+        found = Claimed(entrant, source, json.loads(json.dumps(asdict(HELPFUL))), boast, rerun)
         path.with_suffix(".json").write_text(json.dumps({"format": 1, **asdict(found)}))
     write("waiting")
     shown = page(path.parent)
     by_time, by_score = (re.findall(r"^\| (\S+) \| \[`(\w+)`\].*$", part, re.MULTILINE) for part in halves(shown))
     assert by_time == [("1", "fast"), ("2", "slow"), ("\u2013", "short")]
     assert by_score == [("1", "slow"), ("2", "fast"), ("3", "short")]
-    assert "| A\\|\\<b\\> | 2026-11-27 | 2.00 | 2.00 | A tilt |" in shown
-    assert "| not reached 1 of 2 | not yet |" in shown
-    assert "| 0.880 [0.850, 0.910] | 0.850, 0.910 | not yet |" in shown
-    assert "let pass: [`waiting`]" in shown
+    assert "| A\\|\\<b\\> | 2026-11-27 | 2.00 | 0.10 | A tilt |" in shown
+    assert "| not reached 1 of 5 | 0.10 |" in shown
+    assert re.search(r"\| 0\.880 \[0\.\d+, 0\.\d+\] \| 0\.850, 0\.910 \| 0\.990 \|", shown)
+    assert re.search(r"let pass: \[`unchecked`\].*, \[`waiting`\]", shown)
     assert "No entry has a result yet" not in shown
     for table in re.findall(r"(?:^\|.*\|$\n)+", shown, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
