@@ -40,7 +40,7 @@ TRIALS: Final[Sequence[JsonObject]] = (
     {"batch": 64},
     {"batch": 64, "learning_rate": 1e-2},
 )
-"""Changes of every objective's settings: how many batches there are, and a third and three times their learning rate."""
+"""Changes of every objective's settings: smaller batches, and with them a third and three times the learning rate."""
 _TRIAL_SEED: Final = 1000
 _LONG: Final = (*MEMORY, "DeepSea")
 

@@ -15,13 +15,13 @@ from rich.console import Console
 from textgym.checks import JsonObject, check_count, check_number
 from textgym.commands.console import UsageError, number, table
 from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse
-from textgym.files import make_folder, write_json
+from textgym.files import make_folder, plain, write_json
 from textgym_agents.exact.referee import Verdict, referee
 from textgym_agents.exact.samples import samples_of
 from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.lm.processors import Cut, Processors
-from textgym_agents.registry import agent_class, make_agent, make_config, make_env
+from textgym_agents.registry import agent_class, load_agent, make_agent, make_config, make_env
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class RefereeFlags:
     """Hold every estimator of a policy gradient to the exact gradient, by enumeration.
 
     An agent learns for a while; its last policy is the one whose gradient is wanted, and the samples are those of the
-    policies some updates before it. No completion is drawn but for the check that stands beside each row.
+    policies some updates before it. Completions are drawn only as a check beside a row, and where a row says so.
 
     Example: textgym referee Stop-v0 --stale 0 1 4
     """
@@ -38,10 +38,12 @@ class RefereeFlags:
     """A solvable task; a short name is enough."""
     agent: str = "rloo"
     """A policy gradient on a language model, whose updates make the policies."""
+    checkpoint: Path | None = None
+    """Folder of a saved agent to begin with; without one it is made anew, with batches of 64 episodes."""
     updates: int = 8
     """Updates before the policy whose gradient is wanted."""
     stale: tuple[int, ...] = (0, 1, 2, 4)
-    """Ages of the samples, in updates of 64 episodes."""
+    """Ages of the samples, in updates."""
     top_p: float | None = None
     """Samples are drawn with top-p, and the gradient is that of the policy without it."""
     group: int = 4
@@ -56,7 +58,7 @@ class RefereeFlags:
     """Folder for referee.json and referee.png, a picture of the cosines."""
 
     def __post_init__(self) -> None:
-        check_count("updates", self.updates)
+        check_count("updates", self.updates, 0)
         check_count("group", self.group, 2)
         if not self.stale or not all(0 <= age <= self.updates for age in self.stale):
             raise ValueError(f"stale={self.stale}: allowed are integers in 0..updates={self.updates}")
@@ -67,17 +69,22 @@ class RefereeFlags:
 def main(arguments: list[str]) -> None:
     """Run the command."""
     flags = parse(RefereeFlags, arguments, "referee")
+    if flags.out is not None and (flags.out / "referee.json").exists():
+        raise UsageError(f"--out {flags.out}: holds a referee.json; allowed is another folder")
     found = judge(flags)
     report = [{"stale": age, "rows": [_row(each) for each in rows]} for age, rows in found.items()]
     if flags.out is not None:
         make_folder(flags.out)
-        write_json(flags.out / "referee.json", {"id": find_id(flags.id), "ages": report})
+        asked = plain(asdict(flags) | {"id": find_id(flags.id)})
+        told = {name: value for name, value in asked.items() if name not in ("stale", "json", "out")}
+        write_json(flags.out / "referee.json", told | {"ages": report})
         draw(found, flags.out / "referee.png")
     if flags.json:
         print(json.dumps(report, indent=2))
         return
+    cut = "" if flags.top_p is None else f", drawn with top-p {flags.top_p}"
     for age, rows in found.items():
-        _print(f"{find_id(flags.id)}, age of the samples: {age}", rows)
+        _print(f"{find_id(flags.id)}, age of the samples: {age}{cut}", rows)
     if flags.out is not None:
         Console().print(f"written to {flags.out}", markup=False)
 
@@ -89,10 +96,16 @@ def judge(flags: RefereeFlags) -> dict[int, list[Verdict]]:
     if not issubclass(kind, LMAgent):
         raise UsageError(f"--agent {flags.agent}: allowed is a policy gradient on a language model, such as rloo")
     env = make_env(find_id(flags.id), 64, **env_options(flags.env))
-    agent = cast("LMAgent", make_agent(kind, env, make_config(kind, settings)))
+    made = (
+        make_agent(kind, env, make_config(kind, settings))
+        if flags.checkpoint is None
+        else load_agent(flags.checkpoint, env, flags.agent)
+    )
+    agent = cast("LMAgent", made)
     policies: list[LMPolicy] = [copy.deepcopy(agent.policy)]
     env.reset(seed=flags.seed)
-    agent.learn(env, 64 * flags.updates, lambda _: policies.append(copy.deepcopy(agent.policy)))
+    if flags.updates:
+        agent.learn(env, agent.config.batch * flags.updates, lambda _: policies.append(copy.deepcopy(agent.policy)))
     current = policies[-1]
     found = {}
     for age in flags.stale:
@@ -107,7 +120,7 @@ def judge(flags: RefereeFlags) -> dict[int, list[Verdict]]:
 def _row(verdict: Verdict) -> JsonObject:
     """Return a verdict as JSON values; NaN is null."""
     moments = asdict(verdict.moments) | {"variance_per_sample": verdict.moments.variance_per_sample}
-    values = {"part": verdict.part, "source": verdict.source, "along": verdict.along, **moments}
+    values = {"part": verdict.part, "source": verdict.source, **moments}
     values |= {"sampled": verdict.sampled[0], "sampled_error": verdict.sampled[1]}
     return {
         name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in values.items()
@@ -119,18 +132,26 @@ def _print(title: str, rows: Sequence[Verdict]) -> None:
     shown = table("of", "estimator", *(number(head) for head in heads), title=title)
     for row in rows:
         each = row.moments
-        error = f" ± {each.bias_error:.1g}" if each.bias_error else ""
-        sampled = _figure(row.sampled[0]) and f"{row.sampled[0]:.3f} ± {row.sampled[1]:.3f}"
-        spread, bias = f"{each.variance_per_sample:.3g}", _figure(each.relative_bias) + error
-        shown.add_row(row.part, each.estimator, bias, _figure(each.cosine), spread, _figure(row.along), sampled)
+        drawn = each.bias_error > 0
+        bias = _with_error(each.relative_bias, each.bias_error * each.relative_bias / each.bias if drawn else 0.0)
+        spread = f"{each.variance_per_sample:.3g}" + f" ± {each.samples * each.variance_error:.1g}" * drawn
+        name = each.estimator + ", Monte Carlo" * drawn
+        shown.add_row(
+            row.part, name, bias, _figure(each.cosine), spread, _figure(each.along), _with_error(*row.sampled)
+        )
     console = Console(highlight=False)
     console.print(shown)
     console.print(
         "bias: |E g - gradient| over |gradient|; variance: of one estimate, times its completions; along: E g along "
-        "the gradient, in its units; sampled: that of 20,000 completions that were drawn, with its standard error. "
-        "Empty: the gradient is 0, or not asked of groups. The papers are in --json and in docs/referee.md.",
+        "the gradient, in its units; sampled: that of 20,000 completions that were drawn, with its standard error, as "
+        "is every other ±. Empty: the gradient is 0, or values are means of completions, which are not drawn. A row "
+        "of Monte Carlo has too many groups to sum over. The papers are in --json and in docs/referee.md.",
         markup=False,
     )
+
+
+def _with_error(value: float, error: float) -> str:
+    return _figure(value) + (f" ± {error:.1g}" if error else "") if not np.isnan(value) else ""
 
 
 def _figure(value: float) -> str:

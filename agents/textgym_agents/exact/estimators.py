@@ -53,6 +53,7 @@ class Moments:
         cosine: of the angle between E[g] and the gradient; 1 where the bias is a matter of scale alone, NaN where one
             of them is 0.
         variance: E |g - E[g]|^2 of one estimate. variance_per_sample: times `samples`, to compare at equal cost.
+        along: E[g] along the gradient, in units of the gradient: 1 without bias, NaN where the gradient is 0.
         bias_error, variance_error: standard errors of the two; 0 where they are sums over all outcomes.
     """
 
@@ -62,6 +63,7 @@ class Moments:
     relative_bias: float
     cosine: float
     variance: float
+    along: float
     bias_error: float = 0.0
     variance_error: float = 0.0
 
@@ -141,16 +143,9 @@ def compare(
 ) -> Moments:
     """Return a row of the table from E[g] (D,) and E |g|^2."""
     bias, size, length = (float(np.linalg.norm(v)) for v in (mean - target, target, mean))
-    return Moments(
-        estimator=estimator,
-        samples=samples,
-        bias=bias,
-        relative_bias=bias / size if size else float("nan"),
-        cosine=float(mean @ target) / (size * length) if min(size, length) > _ZERO * (size + length) else float("nan"),
-        variance=max(second - length**2, 0.0),
-        bias_error=errors[0],
-        variance_error=errors[1],
-    )
+    relative, along = (bias / size, float(mean @ target) / size**2) if size else (math.nan, math.nan)
+    cosine = along * size / length if min(size, length) > _ZERO * (size + length) else math.nan
+    return Moments(estimator, samples, bias, relative, cosine, max(second - length**2, 0.0), along, *errors)
 
 
 def enumerate_trajectories(

@@ -18,7 +18,7 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
-from textgym.checks import Floats
+from textgym.checks import Floats, Ints
 from textgym_agents.exact.estimators import Moments, compare, direct_weights, group_moments, kl_gradient
 from textgym_agents.exact.objective import to_go
 from textgym_agents.exact.samples import TwoPolicies
@@ -261,7 +261,10 @@ def unequal_share(samples: TwoPolicies, group: int) -> Floats:
     return np.asarray(1.0 - np.bincount(alike, np.exp(every.log_probability))[alike] ** (group - 1))
 
 
-def _grouped(samples: TwoPolicies, name: str, kind: GroupEstimator, group: int) -> Moments:
+def _grouped(
+    samples: TwoPolicies, name: str, kind: GroupEstimator, group: int, draws: int, seed: int
+) -> tuple[Moments, tuple[float, float]]:
+    """Return the moments of an estimator, and its mean along the gradient in groups that were drawn, with its error."""
     jacobian, gradient, returns = samples.current.jacobian, samples.current.gradient, samples.returns
     unequal = unequal_share(samples, group) if kind.unequal else np.ones(len(returns))  # (N,)
     ended = samples.ended if kind.masked else np.ones(len(returns))  # (N,)
@@ -272,7 +275,24 @@ def _grouped(samples: TwoPolicies, name: str, kind: GroupEstimator, group: int) 
     scores = np.stack(
         [samples.current.on_path(kind.factor(samples, up) * weight[:, None]) @ jacobian for up in (True, False)]
     )
-    return group_moments(samples.behaviour, gradient, name, returns, scores, kind.advantages, group, kept=kept)
+    moments = group_moments(samples.behaviour, gradient, name, returns, scores, kind.advantages, group, kept=kept)
+    along = scores @ gradient / (float(gradient @ gradient) or np.nan)  # (2, N)
+    chosen = _groups(samples, draws // group, group, seed)
+    amounts = kind.advantages(returns[chosen].round(12)) / kept
+    found = (amounts * np.where(amounts > 0, *along[:, chosen])).mean(1)  # (M,)
+    return moments, (float(found.mean()), float(found.std(ddof=1)) / len(found) ** 0.5)
+
+
+def _groups(samples: TwoPolicies, count: int, group: int, seed: int) -> Ints:
+    """Return so many groups (M, n) of completions of a prompt each, drawn as mu writes them."""
+    every, generator = samples.behaviour.trajectories, np.random.default_rng([seed, 9])
+    weights = samples.behaviour.tree.weights
+    drawn, parts = generator.multinomial(count, weights / weights.sum()), list[Ints]()
+    for prompt in np.flatnonzero(drawn):
+        own = np.flatnonzero(every.prompt == prompt)
+        chances = np.exp(every.log_probability[own])
+        parts.append(generator.choice(own, (drawn[prompt], group), p=chances / chances.sum()))
+    return np.concatenate(parts)
 
 
 Part = Literal["reward", "KL"]
@@ -281,14 +301,13 @@ Part = Literal["reward", "KL"]
 class Verdict(NamedTuple):
     """A row of the referee's table: what is estimated, what it is worth, and from whom it is.
 
-    `along` is the mean of g along the true gradient, in units of the gradient: 1 without bias. `sampled` is the same
-    from completions that were drawn, and its standard error. Both are NaN for groups, and for values of completions.
+    `sampled` is the moments' `along` from completions that were drawn, and its standard error; NaN for values of
+    completions, which are not drawn.
     """
 
     part: Part
     moments: Moments
     source: str
-    along: float
     sampled: tuple[float, float]
 
 
@@ -307,12 +326,12 @@ def referee(samples: TwoPolicies, group: int = 4, draws: int = 20_000, seed: int
     for part, kinds, wanted in parts:
         for name, each in kinds.items():
             edges = samples.on_edges(each.weights(samples))
-            along = edges @ (samples.current.jacobian @ wanted) / float(wanted @ wanted)  # (N,)
+            along = edges @ (samples.current.jacobian @ wanted) / (float(wanted @ wanted) or np.nan)  # (N,)
             checked = float(along[drawn].mean()), float(along[drawn].std(ddof=1) / draws**0.5)
-            moments = samples.moments(name, edges, wanted)
-            rows.append(Verdict(part, moments, each.source, float(samples.mass @ along), checked))
+            rows.append(Verdict(part, samples.moments(name, edges, wanted), each.source, checked))
     for name, stride in VALUES_FROM_ROLLOUTS.items():
-        rows.append(Verdict("reward", _vine(samples, name, stride), _VINE, np.nan, (np.nan, np.nan)))
+        rows.append(Verdict("reward", _vine(samples, name, stride), _VINE, (np.nan, np.nan)))
     for name, kind in GROUP_ESTIMATORS.items():
-        rows.append(Verdict("reward", _grouped(samples, name, kind, group), kind.source, np.nan, (np.nan, np.nan)))
+        moments, checked = _grouped(samples, name, kind, group, draws, seed)
+        rows.append(Verdict("reward", moments, kind.source, checked))
     return sorted(rows, key=lambda row: row.part, reverse=True)
