@@ -31,7 +31,7 @@ from textgym_benchmarks.summaries.grid import at
 COMPARED: Final = ("lm-ppo", "rloo", "grpo")
 """The best of these is what all are held against."""
 CONTESTANTS: Final[Mapping[str, tuple[str, Mapping[str, object]]]] = {
-    **{name: (name, {}) for name in COMPARED},
+    **{name: (name, {}) for name in (*COMPARED, "a2c", "vine-ppo")},
     **OBJECTIVES,
 }
 TRIALS: Final[Sequence[JsonObject]] = (
