@@ -24,7 +24,7 @@ from textgym_agents.exact.referee import (
     _vine,
     referee,
 )
-from textgym_agents.exact.samples import TwoPolicies, samples_of
+from textgym_agents.exact.samples import TwoPolicies, _coordinates, samples_of
 from textgym_agents.registry import make_agent, make_config, make_env
 
 from textgym.commands.console import UsageError
@@ -342,6 +342,14 @@ def test_the_command_prints_and_writes_its_table(tmp_path, capsys):
     with pytest.raises(UsageError, match=r"holds a referee\.json; allowed is another folder"):
         main([*words, "--out", str(tmp_path / "out")])
     assert (tmp_path / "out" / "referee.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("parameters", [3, 40])
+def test_many_parameters_become_as_many_coordinates_as_there_are_edges(parameters):
+    jacobian = np.random.default_rng(0).normal(size=(7, parameters))
+    found = _coordinates(jacobian)
+    assert found.shape == (7, min(7, parameters))
+    assert found @ found.T == pytest.approx(jacobian @ jacobian.T)
 
 
 def test_the_command_judges_the_policy_of_a_saved_agent(tmp_path, capsys):

@@ -152,5 +152,11 @@ def samples_of(
     """
     options = {**options, "beta": 0.0}
     own, values = torch_values(problem, current, reference, **options)
-    enumeration = Enumeration(values, edge_jacobian(values.tree, own), steps(values))
+    enumeration = Enumeration(values, _coordinates(edge_jacobian(values.tree, own)), steps(values))
     return TwoPolicies(enumeration, torch_values(values.tree, behaviour, reference, **options)[1])
+
+
+def _coordinates(jacobian: Floats) -> Floats:
+    """Return rows (E, D) in an orthonormal basis of what they span, (E, min(E, D)): only their products are asked for."""
+    edges, parameters = jacobian.shape
+    return jacobian if edges >= parameters else np.asarray(np.linalg.qr(jacobian.T, mode="r").T)
