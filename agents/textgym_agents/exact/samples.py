@@ -157,6 +157,6 @@ def samples_of(
 
 
 def _coordinates(jacobian: Floats) -> Floats:
-    """Return rows (E, D) in an orthonormal basis of what they span, (E, min(E, D)): only their products are asked for."""
+    """Return rows (E, D) in an orthonormal basis of what they span, (E, min(E, D)): their products are the same."""
     edges, parameters = jacobian.shape
     return jacobian if edges >= parameters else np.asarray(np.linalg.qr(jacobian.T, mode="r").T)
