@@ -72,6 +72,29 @@ def test_a_probe_that_falls_out_of_its_noise_is_named(names, intervals):
     assert named == 20
 
 
+def test_a_fall_that_no_single_evaluation_shows_is_named_by_its_mean():
+    """Five deviations of the noise are few beside the difference of two evaluations, and many beside that of means."""
+    named = 0
+    for seed in range(20):
+        rows = noisy(seed, 35)
+        for row in rows[-10:]:
+            row |= {"probe": row["probe"] - 0.15, "reward": row["reward"] + 0.1}
+        named += bool(hearing(rows))
+    assert named >= 18
+
+
+def test_a_probe_that_falls_while_the_reward_does_not_rise_is_another_fault():
+    for seed in range(20):
+        rows = noisy(seed, 20)
+        for k, row in enumerate(rows[-5:], 1):
+            row |= {"probe": row["probe"] - 0.09 * k, "reward": row["reward"] - 0.06 * k}
+        assert hearing(rows) == []
+
+
+def test_a_thousandth_is_no_reward_hacking():
+    assert hearing({"reward": 0.3 + 1e-5 * at, "probe": 0.5 - 1e-5 * at} for at in range(50)) == []
+
+
 def test_intervals_of_a_probe_are_taken():
     """A fall by 0.1 after a rise by 0.1 is beyond intervals of 0.01, and within those of 0.1."""
     for half, said in ((0.01, 1), (0.1, 0)):
@@ -88,7 +111,19 @@ def test_intervals_of_a_probe_are_taken():
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [float, np.float32, np.array, torch.tensor, lambda value: torch.tensor([value])])
+NUMBERS = {
+    "float": float,
+    "scalar": np.float32,
+    "array": np.array,
+    "array of one": lambda value: np.array([value]),
+    "tensor": torch.tensor,
+    "tensor of one": lambda value: torch.tensor([value], dtype=torch.bfloat16),
+    "tensor with a gradient": lambda value: torch.tensor(value, requires_grad=True),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("number", NUMBERS.values(), ids=NUMBERS)
 def test_whatever_converts_to_a_float_is_heard(number):
     (line,) = hearing([{"lr": number(0.0)}] * 9)
     assert line.startswith("iteration 2, learning rate 0 (0): ")
@@ -138,6 +173,9 @@ UNDEFINED = {
     "loss": "gradient norm always clipped",
     "reward": "reward constant or NaN",
     "completions/mean_length": "length drift",
+    "completions/clipped_ratio": "completions cut off by the budget",
+    # Stable-Baselines3's
+    "sb3/train/value_loss": "value loss useless",
 }
 
 
@@ -158,22 +196,35 @@ def test_every_condition_can_name_a_number_that_is_not_finite():
     assert list(dict.fromkeys(UNDEFINED.values())) == [condition.name for condition in CONDITIONS]
 
 
+def test_nothing_follows_from_a_number_that_is_not_finite():
+    row = {"kl": 0.1, "completions/mean_length": math.nan, "objective/entropy": 2.0, "grad_norm": math.nan}
+    found = translated(row | {"completions/clipped_ratio": math.nan}, max_grad_norm=1.0)
+    assert found.keys() == {"completion_length", "objective/entropy", "policy/grad_norm", "val/cut_rate"}
+
+
+def test_a_number_that_is_none_is_said_beside_an_alarm_that_lasts():
+    rows = [healthy(1)] * 5 + [healthy(1) | {"objective/kl": -1.0}] * 3 + [healthy(1) | {"objective/kl": None}] * 3
+    names = [re.sub(r".*?\((.*?)\).*", r"\1", line) for line in hearing(rows * 2)]
+    assert names == ["-0.267", "objective/kl is nan"]
+
+
 def test_an_explained_variance_without_returns_to_explain_is_no_fault():
     assert hearing(healthy(at) | {"val/explained_variance": math.nan} for at in range(1, 20)) == []
 
 
 def test_a_run_with_a_number_that_is_not_finite_is_shown(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps({"format": 2, "config": {}}), encoding="utf-8")
-    rows = [{"iteration": at, "lr": 0.1, "objective/kl": None if at == 3 else 0.1} for at in range(1, 6)]
+    rows = [{"iteration": at, "lr": 0.1, "policy/grad_norm": None if at == 3 else 0.1} for at in range(1, 6)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     code, out, err = run(capsys, "doctor", str(tmp_path))
     assert (code, err) == (0, "")
     said = " ".join(out.split())
-    assert "ALARM since iteration 3: objective/kl is nan no finite number, so this cannot be judged; " in said
+    assert "ALARM since iteration 3: policy/grad_norm is nan no finite number, so this cannot be judged; " in said
     assert "1 alarm, 1 ok, 16 not judged" in said
     code, out, err = run(capsys, "doctor", str(tmp_path), "--json")
-    (found,) = [row["alarms"] for row in json.loads(out) if row["alarms"]]
-    assert found == [{"since": 3, "last": 3, "number": None, "broken": "objective/kl"}]
+    (found,) = [row for row in json.loads(out) if row["alarms"]]
+    assert found["verdict"] == "alarm"
+    assert found["alarms"] == [{"since": 3, "last": 3, "number": None, "broken": "policy/grad_norm"}]
     (tmp_path / "fine").mkdir()
     (tmp_path / "fine" / "config.json").write_text(json.dumps({"format": 2, "config": {}}), encoding="utf-8")
     code, out, err = run(capsys, "doctor", str(tmp_path), str(tmp_path / "fine"), "--strict")
