@@ -32,7 +32,7 @@ class DoctorFlags:
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a run, or several."""
     strict: bool = False
-    """Exit with status 1 if there is an alarm, also one that is over."""
+    """Exit with status 1 if there was an alarm in any of the runs, also one that is over; otherwise with 0."""
     json: bool = False
     """Print JSON."""
 
@@ -87,7 +87,7 @@ def _list(found: Mapping[str, Examined]) -> None:
                 rows.add_row(untrusted(short), optimality, f"{each.condition.name}: {each.verdict}")
     console, ill = output(), sum(any(each.alarms for each in one.findings) for one in found.values())
     console.print(rows)
-    console.print(f"{ill} of {len(found)} runs have alarms")
+    console.print(f"{ill} of {len(found)} runs {'has' if ill == 1 else 'have'} alarms")
 
 
 def _show(examined: Examined) -> None:
@@ -97,11 +97,11 @@ def _show(examined: Examined) -> None:
     for each in found:
         rows.add_row(each.condition.name, each.verdict)
         if each.alarms:
-            rows.add_row("", f"{each.condition.meaning}; {each.condition.advice}")
+            rows.add_row("", "\n".join(each.reasons))
     console, ill = output(), sum(bool(each.alarms) for each in found)
     console.print(rows)
     written = [row for row in samples if since and row["iteration"] >= min(since)]
     if written:
         console.print(untrusted(f"written at iteration {written[0]['iteration']}: {written[0]['completion']!r:.200}"))
-    missing = sum(bool(each.missing) for each in found)
-    console.print(f"{ill} alarms, {len(found) - ill - missing} ok, {missing} not judged")
+    missing = sum(bool(each.missing) and not each.alarms for each in found)
+    console.print(f"{ill} alarm{'s' * (ill != 1)}, {len(found) - ill - missing} ok, {missing} not judged")

@@ -10,10 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import NormalDist, fmean, median
 from typing import Final
 
-from textgym_agents.training.evidence import FEW, Row, best_few, error_of, objectives, pays, recent, series
+from textgym_agents.training.evidence import (
+    FEW,
+    Row,
+    best_few,
+    error_of,
+    half_width,
+    means,
+    moved,
+    objectives,
+    pays,
+    recent,
+    series,
+)
 
 Check = Callable[[Sequence[Row]], float | None]
 """From rows, the newest last, to a number that shows what is wrong; None where nothing is."""
@@ -27,6 +39,8 @@ class Condition:
         name: as tables and lines call it.
         needs: the metrics without which it cannot be judged; `val/cut_rate` have tasks with a stop token alone.
         check: what finds it. meaning: what the number says. advice: which setting to change.
+        finite: metrics that have to be finite numbers, and that it names where they are not; the first of `needs`
+            if none is given.
     """
 
     name: str
@@ -34,6 +48,7 @@ class Condition:
     check: Check
     meaning: str
     advice: str
+    finite: tuple[str, ...] = ()
 
 
 def beyond(name: str, limit: float, count: int = FEW) -> Check:
@@ -57,35 +72,44 @@ def throughout(name: str, value: float, count: int) -> Check:
 
 
 def constant_reward(rows: Sequence[Row]) -> float | None:
-    """Find a reward that is not finite, or the same for every completion of three batches.
+    """Find a reward that is the same for every completion of three batches.
 
     At the best mean so far that is no fault but the end of learning. A reward that is rare is none either: an
     evaluation has found another mean, or so many batches were silent before that one in a hundred such streaks is
     chance, where every share of batches that vary was as likely beforehand (Laplace's rule of succession).
     """
-    scores, spreads = series(rows, "objective/scores"), series(rows, "objective/scores_std")
-    if scores and not math.isfinite(scores[-1]):
-        return scores[-1]
-    slack = 1e-8 * max([1.0, *map(abs, scores)])
-    if len(spreads) < FEW or max(spreads[-FEW:]) > slack:
+    scores, spreads, slack = series(rows, "objective/scores"), series(rows, "objective/scores_std"), rounding(rows)
+    if not scores or len(spreads) < FEW or max(spreads[-FEW:]) > slack or span(scores[-FEW:]) > slack:
         return None
     varied = [place for place, spread in enumerate(spreads, 1) if spread > slack]
     measured = [*scores, *series(rows, "eval/reward")]
     if not varied:
-        return scores[-1] if max(measured) - min(measured) <= slack else None
+        return scores[-1] if span(measured) <= slack else None
     silent = 1 + varied[-1] - len(varied)  # of the batches before this streak, and one
     chance = math.prod((silent + at) / (varied[-1] + 1 + at) for at in range(len(spreads) - varied[-1]))
     return scores[-1] if scores[-1] < max(scores) - slack and chance < 0.01 else None
 
 
 def equal_groups(rows: Sequence[Row]) -> float | None:
-    """Find three batches in which the rewards of every group are equal, and those of the batch are not.
+    """Find three batches in which the rewards of every group are equal, and those of the batches are not.
 
-    One group that differs is a beginning: so learning starts where the reward is rare. A batch without any spread is
-    `constant_reward`'s.
+    One group that differs is a beginning: so learning starts where the reward is rare. Prompts earn differently where
+    a batch has a spread, or where the means of the three differ: TRL's spread is a mean over the groups' own, and 0
+    where all of them are equal. What has neither is `constant_reward`'s.
     """
-    spread = recent(rows, "objective/scores_std")
-    return throughout("val/equal_groups", 1.0, FEW)(rows) if spread != 0 else None
+    spreads, scores = series(rows, "objective/scores_std")[-FEW:], series(rows, "objective/scores")[-FEW:]
+    differ = max(*spreads, span(scores), 0.0) > rounding(rows)
+    return throughout("val/equal_groups", 1.0, FEW)(rows) if differ else None
+
+
+def span(values: Sequence[float]) -> float:
+    """Return how far values lie apart; 0 for none."""
+    return max(values, default=0.0) - min(values, default=0.0)
+
+
+def rounding(rows: Sequence[Row]) -> float:
+    """Return by how much the means of equal rewards may differ in float32."""
+    return 1e-6 * max([1.0, *map(abs, series(rows, "objective/scores"))])
 
 
 def useless_critic(rows: Sequence[Row]) -> float | None:
@@ -161,31 +185,24 @@ def first_ratio(rows: Sequence[Row]) -> float | None:
 
 
 def hacked(rows: Sequence[Row]) -> float | None:
-    """Find a gold reward, or a probe, that has fallen from its best while the reward rose, both beyond their intervals.
+    """Find a gold reward, or a probe, that has fallen from its best while the reward rose.
 
-    Without intervals, a hundredth of the largest value counts. The number is how far it has fallen.
+    Evaluations with 95% intervals are compared one by one, others as means of three, whose error follows from their
+    spread, see `deviations`. The best is the luckiest of all those before: of the pairs that have been compared,
+    m (m + 1) / 2 with m earlier ones, all but 0.001 are to fall by less, where nothing but noise changes them. The
+    reward has to rise by 1.96 errors since. The number is how far gold has fallen.
     """
-    known = [row for row in rows if row.get("eval/gold") is not None]
+    known = [row for row in rows if "eval/gold" in row]
     proxy = "eval/reward" if known and "eval/reward" in known[-1] else "objective/scores"
-    known = [row for row in known if row.get(proxy) is not None]
-    if len(known) < 2:
+    known = [row for row in known if proxy in row]
+    count = 1 if all(half_width(row, "eval/gold") > 0 for row in known) else FEW
+    earlier = means(series(known, "eval/gold"), count)[:-count]
+    if not earlier:
         return None
-    best, now = max(known, key=lambda row: row["eval/gold"] or 0.0), known[-1]
-    fallen = _moved(known, best, now, "eval/gold")
-    return -fallen if fallen < 0 < _moved(known, best, now, proxy) else None
-
-
-def _moved(rows: Sequence[Row], before: Row, after: Row, name: str) -> float:
-    """Return by how much a measure has changed between two rows; 0 within their intervals."""
-    widths = [_half_width(row, name) for row in (before, after)]
-    noise = math.hypot(*widths) or 0.01 * max(map(abs, series(rows, name)))
-    change = (after[name] or 0.0) - (before[name] or 0.0)
-    return change if abs(change) > noise else 0.0
-
-
-def _half_width(row: Row, name: str) -> float:
-    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    return 0.0 if low is None or high is None else (high - low) / 2
+    best = max(range(len(earlier)), key=earlier.__getitem__)
+    limit = NormalDist().inv_cdf(1 - 0.002 / (len(earlier) * (len(earlier) + 1)))
+    change, fallen = moved(known, "eval/gold", best, count)
+    return -change if fallen < -limit and moved(known, proxy, best, count)[1] > 1.96 else None
 
 
 def length_drift(rows: Sequence[Row]) -> float | None:
@@ -210,7 +227,7 @@ def held_out_gap(rows: Sequence[Row]) -> float | None:
     Gains are compared, as prompts of two splits may differ in difficulty, and at two evaluations running, as a policy
     may move back and forth. The number is what is missing.
     """
-    places = [place for place, row in enumerate(rows) if row.get("eval/reward") is not None]
+    places = [place for place, row in enumerate(rows) if "eval/reward" in row]
     found = [_gap(rows[: place + 1], rows[places[0]]) for place in places[1:][-2:]]
     return found[-1] if len(found) == 2 and None not in found else None
 
@@ -221,8 +238,8 @@ def _gap(rows: Sequence[Row], before: Row) -> float | None:
     if len(scores) <= FEW:
         return None
     gain, error = fmean(scores[-FEW:]) - scores[0], error_of(rows) * math.sqrt(1 + FEW)
-    held = (after["eval/reward"] or 0.0) - (before["eval/reward"] or 0.0)
-    width = math.hypot(*(_half_width(row, "eval/reward") for row in (before, after)))
+    held = after["eval/reward"] - before["eval/reward"]
+    width = math.hypot(*(half_width(row, "eval/reward") for row in (before, after)))
     return gain - held if gain > 4 * error and held + width < gain / 2 else None
 
 
@@ -231,10 +248,8 @@ def failing_reward(rows: Sequence[Row]) -> float | None:
     known = [row for row in rows if "reward/failures" in row and "episode" in row][-FEW - 1 :]
     if len(known) < 2:
         return None
-    (failed, before), (failures, episodes) = (
-        (row["reward/failures"] or 0.0, row["episode"] or 0.0) for row in (known[0], known[-1])
-    )
-    share = (failures - failed) / max(episodes - before, 1.0)
+    failures, episodes = (known[-1][name] - known[0][name] for name in ("reward/failures", "episode"))
+    share = failures / max(episodes, 1.0)
     return share if share >= 0.01 else None
 
 
@@ -255,14 +270,14 @@ CONDITIONS: Final = (
     ),
     Condition(
         "reward constant or NaN",
-        ("objective/scores",),
+        ("objective/scores", "objective/scores_std"),
         constant_reward,
         "every completion earns the same, or no number: there is nothing to learn from",
         "look at what the reward gets and returns for one completion (textgym play ID)",
     ),
     Condition(
         "stop token never sampled",
-        ("val/cut_rate", "val/num_eos_tokens"),
+        ("val/num_eos_tokens", "val/cut_rate"),
         throughout("val/num_eos_tokens", 0.0, FEW),
         "no completion of the last batches has ended by itself",
         "check stop= of the task against what the model was trained to end with; fine-tune it first (textgym sft)",
@@ -308,6 +323,7 @@ CONDITIONS: Final = (
         useless_critic,
         "explained variance of the returns: the critic is worse than a constant, and its advantages are noise",
         "raise value_rate or value_coefficient, or take an agent without a critic (rloo)",
+        ("loss/value_avg",),
     ),
     Condition(
         "gradient norm always clipped",
@@ -315,6 +331,7 @@ CONDITIONS: Final = (
         always_clipped,
         "times its length is what clipping left of the gradient, for five iterations: max_grad_norm sets the step",
         "raise max_grad_norm, or the batch",
+        ("policy/grad_scale", "policy/grad_norm", "loss/policy_avg"),
     ),
     Condition(
         "learning rate 0",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Final
+from typing import Final, SupportsFloat
 
 from textgym.checks import JsonObject
 from textgym.task import Task
@@ -16,7 +16,7 @@ from textgym_agents.training.conditions import CONDITIONS, Condition
 from textgym_agents.training.evidence import FEW, Row
 
 _RECENT: Final = 30  # rows that are kept, beside the first few and as many evaluations
-_QUIET: Final = 10  # iterations without it after which a condition counts as over
+_QUIET: Final = 10  # rows without it after which a condition counts as over
 
 _NAMES: Final[Mapping[str, str]] = {
     "reward": "objective/scores",
@@ -30,35 +30,57 @@ _NAMES: Final[Mapping[str, str]] = {
     "clip_ratio": "policy/clipfrac_avg",
     "clip_ratio/region_mean": "policy/clipfrac_avg",
     "frac_reward_zero_std": "val/equal_groups",
+    "loss": "loss/policy_avg",
     "sampling/sampling_logp_difference/mean": "sampler/mismatch_mean",
     "eval_reward": "eval/reward",
     "probe": "eval/gold",
+    "probe_low": "eval/gold_low",
+    "probe_high": "eval/gold_high",
     "sb3/train/explained_variance": "val/explained_variance",
+    "sb3/train/value_loss": "loss/value_avg",
     "sb3/train/clip_fraction": "policy/clipfrac_avg",
     "sb3/train/learning_rate": "lr",
 }
 """Names of TRL's and of Stable-Baselines3's metrics, and a probe's, to those that the conditions need."""
 
 
-def translated(row: Row, max_grad_norm: float | None = None) -> dict[str, float | None]:
-    """Return the metrics of an iteration by the names that the conditions need, with what follows from them.
+def as_number(value: object) -> float | None:
+    """Return a metric as a float: of NumPy's scalars, tensors and arrays with one element, too; None for another value.
+
+    NaN for None: so logs write what is no finite number.
+    """
+    if value is None:
+        return math.nan
+    if not isinstance(value, SupportsFloat):
+        return None
+    try:
+        return float(getattr(value, "item", lambda: value)())
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return None
+
+
+def translated(metrics: Mapping[str, object], max_grad_norm: float | None = None) -> dict[str, float]:
+    """Return the numbers of an iteration by the names that the conditions need, with what follows from finite ones.
 
     Args:
         max_grad_norm: what gradients are scaled down to, where the row does not say by how much they were.
     """
-    row = {name: value for name, value in row.items() if value is None or isinstance(value, int | float)}
-    found = {_NAMES.get(name, name): value for name, value in row.items()}
-    length, entropy, norm = (found.get(name) for name in ("completion_length", "objective/entropy", "policy/grad_norm"))
-    kl, cut = row.get("kl"), row.get("completions/clipped_ratio")
-    if length and kl is not None:  # TRL's is a mean over tokens
-        found["objective/kl"] = kl * length
+    row = {name: number for name, value in metrics.items() if (number := as_number(value)) is not None}
+    found = {_NAMES.get(name, name): number for name, number in row.items()}
+    known = {name: number for name, number in found.items() if math.isfinite(number)}
+    length, entropy, norm = (known.get(name) for name in ("completion_length", "objective/entropy", "policy/grad_norm"))
+    cut = row.get("completions/clipped_ratio", math.nan)
+    if length and "kl" in row:  # TRL's is a mean over tokens
+        found["objective/kl"] = row["kl"] * length
+    elif math.isfinite(row.get("kl", math.nan)):
+        del found["objective/kl"]
     if length and entropy is not None:
         found.setdefault("policy/entropy_avg", entropy / length)
-    if cut is not None:
+    if math.isfinite(cut):
         found["val/num_eos_tokens"] = 1.0 - cut
     if norm is not None and max_grad_norm:
         found.setdefault("policy/grad_scale", min(1.0, max_grad_norm / max(norm, 1e-8)))
-    failures = [value or 0.0 for name, value in found.items() if name.startswith("reward/failures/")]
+    failures = [number for name, number in found.items() if name.startswith("reward/failures/")]
     if failures or "learning/tokens" in found:  # `textgym train` logs failures once there are some
         found["reward/failures"] = sum(failures)
     return found
@@ -89,11 +111,24 @@ def prompt_signs(task: Task) -> Metrics:
 
 @dataclass
 class Alarm:
-    """One time that something was wrong. Args: since, last: iterations. number: what was found at first."""
+    """One time that something was wrong.
+
+    Args:
+        since, last: iterations. number: what was found at first.
+        row: the last row that showed it, counted from 1.
+        broken: the metric, as the row calls it, that was no finite number; empty where the condition was found.
+    """
 
     since: int
     last: int
     number: float
+    row: int
+    broken: str = ""
+
+    @property
+    def found(self) -> str:
+        """The number, and the metric that is none."""
+        return f"{self.broken} is {self.number:.3g}" if self.broken else f"{self.number:.3g}"
 
 
 @dataclass(frozen=True)
@@ -103,42 +138,52 @@ class Diagnosis:
     Args:
         alarms: the times that it held, oldest first.
         missing: the metrics for want of which it was never judged.
-        iteration: the newest one.
+        rows: how many have been seen.
     """
 
     condition: Condition
     alarms: tuple[Alarm, ...]
     missing: tuple[str, ...]
-    iteration: int
+    rows: int
 
     @property
     def verdict(self) -> str:
         """What a table says: ok, the alarm with its number, or why it was not judged."""
-        if self.missing:
-            return f"not judged: needs {', '.join(self.missing)}"
         if not self.alarms:
-            return "ok"
-        last = self.alarms[-1]
-        goes_on = self.iteration - last.last <= _QUIET
-        return (
-            f"ALARM since iteration {last.since}: {last.number:.3g}"
-            if goes_on
-            else (f"ok; ALARM in iterations {last.since} to {last.last}: {last.number:.3g}")
-        )
+            return f"not judged: needs {', '.join(self.missing)}" if self.missing else "ok"
+        last = max(self.alarms, key=lambda alarm: alarm.row)
+        if self.rows - last.row <= _QUIET:
+            return f"ALARM since iteration {last.since}: {last.found}"
+        return f"ok; ALARM in iterations {last.since} to {last.last}: {last.found}"
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What its alarms mean, and what to change."""
+        return tuple(dict.fromkeys(_reason(self.condition, alarm) for alarm in self.alarms))
 
     def json(self) -> JsonObject:
-        """Return the diagnosis as JSON values; a number that is not finite is null."""
+        """Return the diagnosis as JSON values; where a metric is no finite number, null and that metric."""
         return {
             "condition": self.condition.name,
-            "verdict": "not judged" if self.missing else "alarm" if self.alarms else "ok",
+            "verdict": "alarm" if self.alarms else "not judged" if self.missing else "ok",
             "needs": list(self.missing),
             "alarms": [
-                {"since": each.since, "last": each.last, "number": each.number if math.isfinite(each.number) else None}
+                {"since": each.since, "last": each.last, "number": None if each.broken else each.number}
+                | ({"broken": each.broken} if each.broken else {})
                 for each in self.alarms
             ],
             "meaning": self.condition.meaning,
             "advice": self.condition.advice,
         }
+
+
+def _reason(condition: Condition, alarm: Alarm) -> str:
+    if not alarm.broken:
+        return f"{condition.meaning}; {condition.advice}"
+    return (
+        "no finite number, so this cannot be judged; "
+        "look at what the reward returns, lower learning_rate, or compute in float32"
+    )
 
 
 def _to_stderr(line: str) -> None:
@@ -169,6 +214,7 @@ class Doctor:
 
     def __post_init__(self) -> None:
         self._rows: list[Row] = []
+        self._count = 0
         self._seen: set[str] = set()
         self._alarms: dict[str, list[Alarm]] = {condition.name: [] for condition in CONDITIONS}
         self._signs = {} if self.task is None else prompt_signs(self.task)
@@ -191,39 +237,44 @@ class Doctor:
             return lambda *args, **parts: None
         raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
 
-    def see(self, metrics: Row) -> list[str]:
+    def see(self, metrics: Mapping[str, object]) -> list[str]:
         """Take the metrics of an iteration, and return a line for each condition that has set in."""
-        row = self._signs | translated(metrics, self.max_grad_norm)
-        counted = row.get("iteration")
-        self.iteration = int(counted) if counted is not None and math.isfinite(counted) else self.iteration + 1
+        numbers = self._signs | translated(metrics, self.max_grad_norm)
+        row = {name: number for name, number in numbers.items() if math.isfinite(number)}
+        broken = {name: name for name in numbers.keys() - row.keys()}
+        broken |= {_NAMES[name]: name for name in metrics if _NAMES.get(name) in broken}
+        self.iteration = int(row["iteration"]) if "iteration" in row else self.iteration + 1
+        self._count += 1
         self._rows = _kept([*self._rows, row])
-        self._seen |= row.keys()
-        found = ((condition, condition.check(self._rows)) for condition in CONDITIONS if not self._missing(condition))
-        return [self._line(condition, number) for condition, number in found if self._sets_in(condition, number)]
+        self._seen |= numbers.keys()
+        lines = []
+        for condition in CONDITIONS:
+            name = next((name for name in condition.finite or condition.needs[:1] if name in broken), None)
+            if name is not None:
+                lines += self._heard(condition, numbers[name], broken[name])
+            elif not self._missing(condition) and (number := condition.check(self._rows)) is not None:
+                lines += self._heard(condition, number)
+        return lines
 
     def findings(self) -> list[Diagnosis]:
         """Return what is known of every condition."""
         return [
-            Diagnosis(condition, tuple(self._alarms[condition.name]), self._missing(condition), self.iteration)
+            Diagnosis(condition, tuple(self._alarms[condition.name]), self._missing(condition), self._count)
             for condition in CONDITIONS
         ]
 
     def _missing(self, condition: Condition) -> tuple[str, ...]:
         return tuple(name for name in condition.needs if name not in self._seen)
 
-    def _sets_in(self, condition: Condition, number: float | None) -> bool:
+    def _heard(self, condition: Condition, number: float, broken: str = "") -> list[str]:
+        """Return a line where an alarm sets in; note that it lasts where it is not over."""
         alarms = self._alarms[condition.name]
-        if number is None:
-            return False
-        if alarms and self.iteration - alarms[-1].last <= _QUIET:
-            alarms[-1].last = self.iteration
-            return False
-        alarms.append(Alarm(self.iteration, self.iteration, number))
-        return True
-
-    def _line(self, condition: Condition, number: float | None) -> str:
-        said = f"{condition.name} ({number:.3g}): {condition.meaning}; {condition.advice}"
-        return f"iteration {self.iteration}, {said}"
+        for alarm in alarms:
+            if bool(alarm.broken) == bool(broken) and self._count - alarm.row <= _QUIET:
+                alarm.last, alarm.row = self.iteration, self._count
+                return []
+        alarms.append(alarm := Alarm(self.iteration, self.iteration, number, self._count, broken))
+        return [f"iteration {self.iteration}, {condition.name} ({alarm.found}): {_reason(condition, alarm)}"]
 
 
 def _kept(rows: list[Row]) -> list[Row]:

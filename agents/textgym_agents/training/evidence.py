@@ -8,15 +8,14 @@ from itertools import pairwise
 from statistics import fmean, median
 from typing import Final
 
-Row = Mapping[str, float | None]
-"""Metrics of an iteration by name; None, as a log has it, for a number that is not finite."""
+Row = Mapping[str, float]
+"""Metrics of an iteration by name, finite numbers."""
 FEW: Final = 3  # rows whose mean is looked at: one alone may be an accident
 
 
 def series(rows: Sequence[Row], name: str) -> list[float]:
-    """Return a metric in the rows that have it; NaN for None."""
-    found = (row[name] for row in rows if name in row)
-    return [math.nan if value is None else float(value) for value in found]
+    """Return a metric in the rows that have it."""
+    return [row[name] for row in rows if name in row]
 
 
 def recent(rows: Sequence[Row], name: str, count: int = FEW) -> float | None:
@@ -59,4 +58,42 @@ def pays(rows: Sequence[Row]) -> bool:
 
 def best_few(values: Sequence[float]) -> float:
     """Return the largest mean of `FEW` values that follow each other; of all, where there are fewer."""
-    return max(fmean(values[at : at + FEW]) for at in range(max(len(values) - FEW, 0) + 1))
+    return max(means(values, min(FEW, len(values))))
+
+
+def means(values: Sequence[float], count: int) -> list[float]:
+    """Return the mean of every `count` values that follow each other; none where there are fewer."""
+    return [fmean(values[at : at + count]) for at in range(len(values) - count + 1)]
+
+
+def half_width(row: Row, name: str) -> float:
+    """Return half the 95% interval `name_low` to `name_high` of a metric; 0 where it has none."""
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    return 0.0 if low is None or high is None else (high - low) / 2
+
+
+def deviations(rows: Sequence[Row], name: str) -> list[float]:
+    """Return the standard deviation of a metric's noise in each of the rows, which all have it.
+
+    It follows from the 95% intervals where every row has one. Otherwise it is the same in all rows: from the mean size
+    of successive differences, which for normal noise is 2 / sqrt(pi) deviations, and 1 + 4 / D times that, as D
+    differences tell it roughly; three thousandths of the largest value at least.
+    """
+    widths = [half_width(row, name) for row in rows]
+    if min(widths, default=0.0) > 0:
+        return [width / 1.96 for width in widths]
+    values = series(rows, name)
+    steps = [abs(after - before) for before, after in pairwise(values)] or [0.0]
+    spread = fmean(steps) * math.sqrt(math.pi) / 2 * (1 + 4 / len(steps))
+    return [max(spread, 3e-3 * max(map(abs, values), default=0.0))] * len(rows)
+
+
+def moved(rows: Sequence[Row], name: str, at: int, count: int) -> tuple[float, float]:
+    """Return by how much a metric's mean of the last `count` rows lies above that of as many from `at` on, in errors.
+
+    Returns: the change, and the change in standard errors; all rows have the metric.
+    """
+    values, noise = series(rows, name), deviations(rows, name)
+    change = fmean(values[-count:]) - fmean(values[at : at + count])
+    error = math.hypot(*noise[at : at + count], *noise[-count:]) / count
+    return change, change / max(error, 1e-12)
