@@ -64,10 +64,10 @@ def json_object(text: str) -> JsonObject:
     return data
 
 
-def value_at(value: Any, *path: str | int) -> object:
+def value_at(value: object, *path: str | int) -> object:
     """Return what is at a place in a JSON value: under names and positions; None where there is no such place."""
     try:
-        return reduce(getitem, path, value)
+        return reduce(getitem, path, value)  # type: ignore[arg-type]
     except (LookupError, TypeError):
         return None
 

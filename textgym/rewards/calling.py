@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from itertools import chain
 from types import CoroutineType
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from textgym.rewards.base import (
 from textgym.rewards.registry import RewardSpec, make_reward
 
 Faults = dict[int, RewardError]
+_Coroutine: TypeAlias = "CoroutineType[Any, Any, Any]"
 
 
 def read_values(result: object, count: int, name: str, faults: Faults | None = None) -> Values:
@@ -256,16 +257,14 @@ def ask_together(asked: Sequence[Asked], finish: Callable[[list[dict[str, Values
     """
     begun: list[object] = []
     try:
-        for caller, *given in asked:
-            begun.append(caller.begin(*given))
+        for caller, prompts, completions, columns in asked:
+            begun.append(caller.begin(prompts, completions, columns))
     except BaseException:
         _close(begun)
         raise
 
     def read(results: list[object]) -> object:
-        counts = (len(prompts) for _, prompts, _, _ in asked)
-        callers = (caller for caller, *_ in asked)
-        return finish([each.read(*own) for each, *own in zip(callers, results, counts, strict=True)])
+        return finish([own[0].read(result, len(own[1])) for own, result in zip(asked, results, strict=True)])
 
     return Begun(begun, read)
 
@@ -285,7 +284,7 @@ def awaited(results: Sequence[object]) -> list[object]:
     return [_finished(each, found) for each in results]
 
 
-def _coroutines(result: object) -> list[CoroutineType[Any, Any, Any]]:
+def _coroutines(result: object) -> list[_Coroutine]:
     if isinstance(result, Begun):
         return [leaf for part in result.parts for leaf in _coroutines(part)]
     return [result] if isinstance(result, CoroutineType) else []
@@ -304,7 +303,7 @@ def _close(results: Sequence[object]) -> None:
             coroutine.close()
 
 
-def _gathered(coroutines: Sequence[CoroutineType[Any, Any, Any]]) -> list[object]:
+def _gathered(coroutines: Sequence[_Coroutine]) -> list[object]:
     """Return what coroutines come to, run at once in a loop of events of their own."""
     if not coroutines:
         return []
