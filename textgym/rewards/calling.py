@@ -126,6 +126,9 @@ class Caller:
         self._keys = frozenset(self.term_names)
         self.has_terms = hasattr(reward, "terms")
         self.method = "terms" if self.has_terms else "__call__"
+        # A subclass that has a method of its own is not to be passed by.
+        kinds = (vars(kind) for kind in type(reward).__mro__)
+        self._begins = "begin" in next((kind for kind in kinds if "begin" in kind or self.method in kind), {})
         self.maximum: float | None = getattr(reward, "maximum", None)
         try:
             parameters = inspect.signature(getattr(reward, "terms", reward)).parameters.values()
@@ -161,7 +164,7 @@ class Caller:
 
     def begin(self, prompts: Sequence[object], completions: Sequence[object], columns: Columns) -> object:
         """Call the reward; return what it returns: its answer, a coroutine, or what it has begun."""
-        function = getattr(self.reward, "begin", None) or getattr(self.reward, self.method)
+        function = self.reward.begin if self._begins else self.reward.terms if self.has_terms else self.reward
         return function(prompts=list(prompts), completions=list(completions), **copy_columns(columns))
 
     def read(self, result: object, count: int, faults: Faults | None = None) -> dict[str, Values]:
