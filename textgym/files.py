@@ -13,6 +13,8 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import IO, Any, Final, NoReturn
 
@@ -60,6 +62,14 @@ def json_object(text: str) -> JsonObject:
     if not isinstance(data, dict):
         raise ValueError(f"holds {_SHOWN_NAME.get(type(data), 'a number')}, allowed is a JSON object")
     return data
+
+
+def value_at(value: object, *path: str | int) -> object:
+    """Return what is at a place in a JSON value: under names and positions; None where there is no such place."""
+    try:
+        return reduce(getitem, path, value)  # type: ignore[arg-type]
+    except (LookupError, TypeError):
+        return None
 
 
 def json_value(text: str) -> Any:

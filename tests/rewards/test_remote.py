@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import pickle
 import sqlite3
 import threading
 import time
+import warnings
 from collections import Counter
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
@@ -19,8 +22,9 @@ from textgym_agents.config import TrainSettings
 from textgym_agents.training.loop import SilentWatcher, Training
 
 from textgym import make_task
-from textgym.rewards import RewardError, Scorer, TextGymWarning, Weighted, make_reward, remote
-from textgym.rewards.remote import Concurrent, Judge
+from textgym.files import value_at
+from textgym.rewards import RewardError, RunningNorm, Scorer, TextGymWarning, Weighted, make_reward, remote
+from textgym.rewards.remote import Concurrent, Judge, read_answer
 
 KEY = "sk-planted-0123456789"
 calls: Counter[str] = Counter()
@@ -86,6 +90,108 @@ def test_rewards_of_a_sum_wait_at_once():
     assert together.spent()["calls"] == 2
 
 
+class Waiting:
+    """An async reward of a batch that knows how many of its kind waited at once; the first prompt answers last."""
+
+    name = "waiting"
+
+    def __init__(self):
+        self.running = self.most = 0
+
+    async def __call__(self, prompts, completions, **columns):
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(0.05 if prompts[0] == "p" else 0.02)
+        self.running -= 1
+        return [float(len(text) + 10 * len(completions)) for text in completions]
+
+    async def one(self, prompt, completion):
+        return (await self([prompt], [completion]))[0] - 10
+
+
+PROMPTS, TEXTS = ["p", "q", "r", "s", "q", "p"], ["a", "ab", "abc", "abcd", "abcde", "abcdef"]
+
+
+@pytest.mark.parametrize("around", [None, "clipped", "weighted", "from_messages"])
+def test_groups_of_a_batch_wait_together(around):
+    waiting = Waiting()
+    inner = {"clipped": {"name": "clipped", "reward": waiting, "high": 100.0}, "weighted": Weighted([waiting])}
+    reward = inner.get(around, waiting if around is None else {"name": around, "reward": waiting})
+    found = Scorer({"name": "grouped", "reward": reward}).score(PROMPTS, TEXTS).total
+    # Twice ten for the two completions of p and of q, and the length.
+    assert found.tolist() == [21.0, 22.0, 13.0, 14.0, 25.0, 26.0]
+    assert waiting.most == 4
+    outer = Waiting()
+    Scorer(
+        Weighted([{"name": "grouped", "reward": outer.__call__}, {"name": "clipped", "reward": outer.__call__}])
+    ).score(PROMPTS, TEXTS)
+    assert outer.most == 5
+
+
+def test_groups_share_the_bound_and_the_cache(tmp_path):
+    waiting = Waiting()
+    reward = Concurrent(waiting.one, at_once=3, cache=str(tmp_path / "scores"))
+    grouped = Scorer({"name": "grouped", "reward": reward})
+    assert grouped.score(PROMPTS, TEXTS).total.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert (waiting.most, reward.spent()["calls"], len(reward._lines)) == (3, 6, 0)
+    assert grouped.score(PROMPTS, TEXTS).total.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert reward.spent()["cached"] == 6
+
+
+def test_groups_end_in_their_order_whichever_answers_first():
+    def at_once(prompts, completions, **columns):
+        return [float(len(text) + 10 * len(completions)) for text in completions]
+
+    # The running mean of q, which answers first, has p in it all the same.
+    expected, found = (
+        Scorer({"name": "grouped", "reward": RunningNorm(each)}).score(PROMPTS, TEXTS).total
+        for each in (at_once, Waiting())
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_what_was_begun_is_given_up_when_another_reward_raises():
+    def broken(prompts, completions, **columns):
+        raise KeyError("no")
+
+    waiting = Waiting()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with pytest.raises(RewardError, match="KeyError"):
+            Scorer(Weighted([Weighted([waiting]), broken])).score(["p"], ["a"])
+        gc.collect()
+    assert (waiting.most, told) == (0, [])  # no coroutine that was never awaited
+
+
+def test_pauses_are_stretched_apart_and_the_same_each_time(monkeypatch):
+    pauses, sleep = [], asyncio.sleep
+
+    async def noted(seconds):
+        pauses.append(seconds)
+        await sleep(0)
+
+    async def down(prompt, completion):
+        raise ConnectionError
+
+    monkeypatch.setattr(asyncio, "sleep", noted)
+    monkeypatch.setattr(remote, "_FIRST_PAUSE", 4.0)
+    for _ in range(2):
+        with pytest.warns(TextGymWarning):
+            Scorer(Concurrent(down, retries=3), "skip").score(["p", "p"], ["a", "b"])
+    assert pauses[:6] == pauses[6:]
+    assert len(set(pauses[:6])) == 6
+    for pause, least in zip(pauses, (4, 4, 8, 8, 8, 8), strict=False):
+        assert least <= pause <= 1.25 * least
+
+
+def test_a_server_says_how_long_to_leave_it_alone():
+    now = time.time()
+    assert [remote._pause(each) for each in (None, "2.5", "-1", "90", "nan", "soon")] == [0.0, 2.5, 0.0, 30.0, 0.0, 0.0]
+    assert 18 <= remote._pause(formatdate(now + 20, usegmt=True)) <= 20
+    assert remote._pause(formatdate(now - 20, usegmt=True)) == 0.0
+    assert remote._pause(formatdate(now + 9999, usegmt=True)) == 30.0
+
+
 def test_a_slow_call_fails_by_itself():
     scorer = Scorer(Concurrent(score, ["wait"], retries=1, seconds=0.05), "skip")
     with pytest.warns(TextGymWarning, match=r"no answer within 0.05 s \(2 tries\)"):
@@ -133,6 +239,13 @@ def test_bad_settings_are_refused(settings, message):
         make_reward({"name": "concurrent", **settings})
 
 
+SAID = {"choices": [{"message": {"content": '{"score": 0.5}'}}]}
+ODD = ["[]", "null", "3", "<html>login page</html>", "", '{"detail": "Not found"}', '{"choices": "none"}', "[" * 99_999]
+ODD += ['{"choices": []}', '{"choices": [{}]}', '{"choices": [{"message": null}]}', '{"choices": [null]}']
+ODD += ['{"choices": [{"message": {"content": [{"type": "text", "text": "{}"}]}}]}']
+USAGES = [None, {}, "none", [], {"prompt_tokens": 7}, {"prompt_tokens": -7, "completion_tokens": True}]
+
+
 class Server(BaseHTTPRequestHandler):
     """Answers as the completion says, by the number of the request for it."""
 
@@ -148,6 +261,15 @@ class Server(BaseHTTPRequestHandler):
         first = Server.seen[how] == 1
         if how == "slow" and first:
             time.sleep(1.5)
+        if how.startswith(("odd", "usage")):
+            number = int(how[-2:])
+            text = ODD[number] if how.startswith("odd") else json.dumps(SAID | {"usage": USAGES[number]})
+            self.reply(text, 200, kind="text/html" if number % 2 else "application/json")
+            return
+        if how.startswith("echo"):  # so long that the key lies where messages are cut
+            said = "y" * int(how[-3:]) + self.headers["Authorization"]
+            self.reply({"error": {"message": said}}, 401) if "401" in how else self.reply(said, 200)
+            return
         if how in ("429", "500", "401") and (first or how == "401"):
             self.reply({"error": {"message": f"no: {self.headers['Authorization']}"}}, int(how))
             return
@@ -171,11 +293,11 @@ class Server(BaseHTTPRequestHandler):
         }
         self.reply(answer, 200, cut=how == "cut" and first)
 
-    def reply(self, data, status, cut=False):
-        text = json.dumps(data).encode()
+    def reply(self, data, status, cut=False, kind="application/json"):
+        text = (data if isinstance(data, str) else json.dumps(data)).encode()
         text = text[: len(text) // 2] if cut else text
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         with contextlib.suppress(OSError):  # nobody waits any more
@@ -196,7 +318,7 @@ def server():
     Server.seen.clear()
     Server.asked.clear()
     with ManyAtOnce(("127.0.0.1", 0), Server) as made:
-        threading.Thread(target=made.serve_forever, daemon=True).start()
+        threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{made.server_port}/v1"
         made.shutdown()
 
@@ -241,6 +363,61 @@ def test_a_judge_outlives_what_servers_do(server, tmp_path):
     kept += [path.read_bytes().decode("latin-1") for path in tmp_path.iterdir()]
     assert not any(KEY in text for text in kept)
     assert "Bearer (the key)" in said
+
+
+def test_an_answer_of_another_schema_costs_no_other_completion(server, capfd):
+    odd, usages = [f"odd{each:02}" for each in range(len(ODD))], [f"usage{each:02}" for each in range(len(USAGES))]
+    texts = ["good", *odd, *usages]
+    reward = judge(server, retries=1)
+    scorer = Scorer(reward, "penalty", -2.0)
+    with pytest.warns(TextGymWarning, match=r"the judge answered '\[\]'; allowed is .* \(2 tries\)"):
+        found = scorer.score(["life"] * len(texts), texts, {"answer": ["42"] * len(texts)}).total
+    assert found.tolist() == [0.25] + [-2.0] * len(odd) + [0.5] * len(usages)
+    assert Server.seen == {"good": 1, **dict.fromkeys(odd, 2), **dict.fromkeys(usages, 1)}
+    assert scorer.failures == {"wrong_type": len(odd)}
+    spent = scorer.spent()
+    assert (spent["calls"], spent["failed"]) == (1 + 2 * len(odd) + len(usages), len(odd))
+    assert (spent["tokens_read"], spent["tokens_written"]) == (107, 10)
+    assert spent["unmetered"] == 2 * len(odd) + len(usages)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_an_answer_holds():
+    usage = {"prompt_tokens": 3, "completion_tokens": 0}
+    assert read_answer(json.dumps(SAID | {"usage": usage})) == ('{"score": 0.5}', 3, 0)
+    assert read_answer(json.dumps(SAID | {"usage": {"prompt_tokens": 1e300}})) == ('{"score": 0.5}', None, None)
+    assert all(read_answer(each) == (None, None, None) for each in ODD)
+    assert value_at({"a": [1, {"b": 2}]}, "a", 1, "b") == 2
+    assert value_at({"a": "text"}, "a", "b") is None
+
+
+@pytest.mark.parametrize("how", ["echo097", "echo110", "echo401-245", "echo401-262", "echo401-240"])
+def test_no_part_of_the_key_is_shown_where_messages_are_cut(server, how):
+    with pytest.raises(RewardError) as told:
+        Scorer(judge(server, retries=0)).score(["life"], [how], {"answer": ["42"]})
+    assert "yyyB" in str(told.value)
+    assert KEY[:8] not in str(told.value)
+
+
+def test_a_key_is_hidden_in_every_form_and_where_an_answer_ends_in_it(monkeypatch):
+    secret = 'sk-it\'s/"so"-0123456789'
+    monkeypatch.setenv("JUDGE_KEY", secret)
+    reward = judge("http://127.0.0.1:9/v1")
+    for form in (secret, repr(secret)[1:-1], json.dumps(secret)[1:-1], secret.replace("/", "\\/"), secret[:15]):
+        assert reward._cut(f"Bearer {form}") == "Bearer (the key)"
+    assert judge("http://127.0.0.1:9/v1", key=None)._cut("none" * 99) == "none" * 75
+
+
+def test_groups_share_the_connection_of_a_judge(server):
+    scorer = Scorer({"name": "grouped", "reward": judge(server)})
+    assert scorer.score(list("pqrs"), ["good"] * 4, {"answer": ["42"] * 4}).total.tolist() == [0.25] * 4
+
+
+@pytest.mark.parametrize("key", ["sk-LITERALKEY", "hf_LiteralKey", "LITERAL0KEY", "LITERALKEY", 3])
+def test_what_may_be_a_key_is_not_shown(key):
+    with pytest.raises(ValueError, match=r"key=\(not shown\): the environment has no such variable") as told:
+        judge("http://127.0.0.1:9/v1", key=key)
+    assert str(key) not in str(told.value)
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,20 @@ def test_a_grouped_reward_compares_the_completions_of_a_prompt() -> None:
         Grouped(Shaped("length"))
 
 
+def test_a_subclass_with_a_method_of_its_own_is_asked_by_it():
+    class Doubled(Clipped):
+        def __call__(self, prompts: Any, completions: Any, **columns: Any) -> Any:
+            return [2 * value for value in super().__call__(prompts, completions, **columns)]
+
+    class Halved(Weighted):
+        def terms(self, prompts: Any, completions: Any, **columns: Any) -> Any:
+            return {name: [v / 2 for v in own] for name, own in super().terms(prompts, completions, **columns).items()}
+
+    doubled = Doubled(characters, high=2.0)
+    assert Scorer(doubled).score(["p", "p"], ["a", "abc"]).total.tolist() == [2.0, 4.0]
+    assert Scorer(Halved([doubled])).score(["p", "p"], ["a", "abc"]).total.tolist() == [1.0, 2.0]
+
+
 def test_what_holds_a_reward_that_may_take_for_ever_may_too():
     slow = make_reward("length")
     object.__setattr__(slow, "needs_timeout", True)

@@ -2,7 +2,7 @@
 
 from textgym.checks import TextGymWarning
 from textgym.rewards.answers import Countdown, FinalAnswer, RightSteps
-from textgym.rewards.base import Reward, RewardError, Scores, TermReward
+from textgym.rewards.base import Reward, RewardError, Scores, TermReward, as_text
 from textgym.rewards.compose import (
     Blurred,
     Clipped,
@@ -11,7 +11,6 @@ from textgym.rewards.compose import (
     RunningNorm,
     ToMessages,
     Weighted,
-    as_text,
 )
 from textgym.rewards.dense import Dense, PerToken, Shaped, potential_difference
 from textgym.rewards.json import JsonSchema, JsonValues

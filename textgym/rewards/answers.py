@@ -16,7 +16,8 @@ from typing import Final, cast
 
 from textgym.checks import check_flag
 from textgym.rewards.base import Column, NamedReward, Values, check_column, read_column
-from textgym.rewards.compose import Wrapped
+from textgym.rewards.calling import Begun
+from textgym.rewards.compose import Changed
 from textgym.rewards.numbers import last_number, whole_number
 from textgym.rewards.registry import RewardSpec, make_reward
 
@@ -79,7 +80,7 @@ def vote(text: str) -> Fraction | int | str:
     return answer if number is None else number
 
 
-class FinalAnswer(Wrapped):
+class FinalAnswer(Changed):
     r"""Asks another reward about the final answers alone, of completions as of a column with right ones.
 
     A final answer stands behind the last `####`, in the last \boxed{} or between <answer> and </answer>; a text without
@@ -103,15 +104,15 @@ class FinalAnswer(Wrapped):
         self.column, self.maximum = column, self.inner.maximum
         self.needs_timeout = bool(getattr(reward, "needs_timeout", False))
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> Values:
-        """Return the other reward of every final answer."""
+    def begin(self, prompts: Sequence[object], completions: list[str], **columns: Column) -> Begun:  # type: ignore[override]
+        """Begin to ask about every final answer, see `Reward`."""
         if self.column in columns:
             right = columns[self.column]
             columns |= {self.column: [final_answer(each) if isinstance(each, str) else each for each in right]}
         found = [_marked(text) for text in completions]
         plain = [""] * len(completions) if self.marked else completions
         cut = [text if part is None else part[0] for text, part in zip(plain, found, strict=True)]
-        return self.inner.values(prompts, cut, columns)
+        return super().begin(prompts, cut, **columns)
 
 
 def evaluated(expression: str) -> tuple[Fraction, Counter[int]] | None:

@@ -1,4 +1,4 @@
-"""The protocol of rewards: call signature, named terms, scores and errors; data columns and optional packages."""
+"""The protocol of rewards: call signature, named terms, scores and errors; columns, messages and optional packages."""
 
 from __future__ import annotations
 
@@ -38,6 +38,18 @@ class RewardError(RuntimeError):
         return type(self), (str(self), self.kind, self.index)
 
 
+class TryAgainError(RuntimeError):
+    """A try has failed, and another one may not.
+
+    Args:
+        kind: of the failure, see `RewardError`. wait: seconds that whoever was asked wants to be left alone.
+    """
+
+    def __init__(self, message: str, kind: str = "raises", wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.kind, self.wait = kind, wait
+
+
 class Failed(float):
     """NaN in the place of a value that a reward could not tell; it says why.
 
@@ -73,9 +85,9 @@ class Reward(Protocol):
     `minimum`: the least, from which `textgym ope` has a lower bound;
     `pay`: "end" (default), "together" (the reward compares the completions of a batch, such as those that answer the
     same prompt; it needs an environment with `score_together=True`), "every" or "difference" (see `Dense` and
-    `Shaped`); `begin`, which takes what the reward is called with and returns a coroutine, so that `Weighted` waits
-    for several at once; `spent()`: name -> what scoring has cost so far; `state_dict()` and `load_state_dict(state)`
-    where scoring changes the reward (JSON values);
+    `Shaped`); `begin`, called in place of the reward (of `terms`, where it has them): it may return
+    a coroutine of the answer, or a `Begun`, so that several wait at once; `spent()`: name -> what scoring has cost so
+    far; `state_dict()` and `load_state_dict(state)` where scoring changes the reward (JSON values);
     `noisy: bool`, with `expected`, the reward without its noise, and `normal_noise: float`, the standard deviation of
     the normal noise that every completion gets once: exact answers need them; `needs_timeout: bool`, where it may take
     for ever.
@@ -205,3 +217,28 @@ def check_column(column: object, argument: str = "column") -> None:
     """Raise ValueError, which names the argument, unless `column` is a name that a data column can have."""
     if not isinstance(column, str) or not column:
         raise ValueError(f"{argument}={shown(column)}: the name of a data column is allowed")
+
+
+def as_text(message: object, role: str) -> str:
+    """Return the text of a prompt or a completion, whichever of TRL's two forms it has.
+
+    Args:
+        message: a text; or a list of messages {"role": ..., "content": a text or a list of parts with "text"}.
+        role: "user": the last message of that role (a prompt is what is answered); "assistant": all of them,
+            one a line (a completion may be interrupted by tools).
+    Raises: ValueError for anything else.
+    """
+    if isinstance(message, str):
+        return message
+    if not isinstance(message, list) or not all(isinstance(m, Mapping) and "role" in m for m in message):
+        raise ValueError(f"{message!r:.80} is neither a text nor a list of messages with role and content")
+    found = [_content(one.get("content")) for one in message if one["role"] == role]
+    return (found[-1] if found else "") if role == "user" else "\n".join(found)
+
+
+def _content(content: object) -> str:
+    if content is None or isinstance(content, str):  # None: a message that only calls tools
+        return content or ""
+    if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
+        return "".join(str(part.get("text", "")) for part in content)
+    raise ValueError(f"content={content!r:.80}: a text or a list of parts is allowed")

@@ -7,11 +7,12 @@ import inspect
 import math
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from dataclasses import dataclass
 from itertools import chain
 from types import CoroutineType
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from textgym.rewards.base import (
 from textgym.rewards.registry import RewardSpec, make_reward
 
 Faults = dict[int, RewardError]
+_Coroutine: TypeAlias = "CoroutineType[Any, Any, Any]"
 
 
 def read_values(result: object, count: int, name: str, faults: Faults | None = None) -> Values:
@@ -124,6 +126,9 @@ class Caller:
         self._keys = frozenset(self.term_names)
         self.has_terms = hasattr(reward, "terms")
         self.method = "terms" if self.has_terms else "__call__"
+        # A subclass that has a method of its own is not to be passed by.
+        kinds = (vars(kind) for kind in type(reward).__mro__)
+        self._begins = "begin" in next((kind for kind in kinds if "begin" in kind or self.method in kind), {})
         self.maximum: float | None = getattr(reward, "maximum", None)
         try:
             parameters = inspect.signature(getattr(reward, "terms", reward)).parameters.values()
@@ -154,11 +159,12 @@ class Caller:
             faults: where given, single values that are no numbers are noted here instead of raised.
         Raises: RewardError if the result has the wrong type or length; whatever the reward raises.
         """
-        return ask_together([self], prompts, completions, columns, faults)[0]
+        result = answered(lambda: self.begin(prompts, completions, columns))
+        return self.read(result, len(prompts), faults)
 
     def begin(self, prompts: Sequence[object], completions: Sequence[object], columns: Columns) -> object:
-        """Call the reward; return what it returns: its answer, or a coroutine."""
-        function = self.reward.terms if self.has_terms else getattr(self.reward, "begin", self.reward)
+        """Call the reward; return what it returns: its answer, a coroutine, or what it has begun."""
+        function = self.reward.begin if self._begins else self.reward.terms if self.has_terms else self.reward
         return function(prompts=list(prompts), completions=list(completions), **copy_columns(columns))
 
     def read(self, result: object, count: int, faults: Faults | None = None) -> dict[str, Values]:
@@ -220,36 +226,90 @@ class Inner(Caller):
         """Return the reward of B completions, raising as `terms` does."""
         return sum_terms(self.terms(prompts, completions, columns))
 
+    def begin_values(
+        self,
+        prompts: Sequence[object],
+        completions: Sequence[object],
+        columns: Columns,
+        change: Callable[[Values], Values],
+    ) -> Begun:
+        """Begin to ask for the reward of B completions, of which `change` makes the answer."""
+        return ask_together([(self, prompts, completions, columns)], lambda terms: change(sum_terms(terms[0])))
 
-def ask_together(
-    callers: Sequence[Caller],
-    prompts: Sequence[object],
-    completions: Sequence[object],
-    columns: Columns,
-    faults: Faults | None = None,
-) -> list[dict[str, Values]]:
-    """Ask several rewards for their terms; those that are `async def` wait at once. See `Caller.terms`."""
+
+@dataclass(frozen=True)
+class Begun:
+    """What rewards have begun: answers, coroutines that are yet to be awaited, and more of this kind.
+
+    Args:
+        parts: of these. finish: makes one answer of what the parts have come to.
+    """
+
+    parts: Sequence[object]
+    finish: Callable[[list[object]], object]
+
+
+Asked = tuple[Caller, Sequence[object], Sequence[object], Columns]
+"""A reward, and the prompts, completions and columns that it is asked about."""
+
+
+def ask_together(asked: Sequence[Asked], finish: Callable[[list[dict[str, Values]]], object]) -> Begun:
+    """Begin to ask rewards for their terms, to make one answer of them; those that are `async def` wait at once.
+
+    Raises: what a reward raises that does not wait; `awaited` and `finish` raise the rest.
+    """
     begun: list[object] = []
     try:
-        with printing_to_stderr():
-            for caller in callers:
-                begun.append(caller.begin(prompts, completions, columns))
-            results = awaited(begun)
-    finally:
-        for each in begun:
-            if isinstance(each, CoroutineType):
-                each.close()
-    return [each.read(result, len(prompts), faults) for each, result in zip(callers, results, strict=True)]
+        for caller, prompts, completions, columns in asked:
+            begun.append(caller.begin(prompts, completions, columns))
+    except BaseException:
+        _close(begun)
+        raise
+
+    def read(results: list[object]) -> object:
+        return finish([own[0].read(result, len(own[1])) for own, result in zip(asked, results, strict=True)])
+
+    return Begun(begun, read)
+
+
+def answered(begin: Callable[[], object]) -> object:
+    """Return what a reward answers: what `begin` returns, or what that comes to."""
+    with printing_to_stderr():
+        return awaited([begin()])[0]
 
 
 def awaited(results: Sequence[object]) -> list[object]:
     """Return what rewards returned; of those that are `async def`, as TRL allows, what they come to, run at once.
 
-    An interrupt of the caller cancels them.
+    What was begun is finished in its order, whichever answer came first. An interrupt of the caller cancels them.
     """
-    coroutines = [each for each in results if isinstance(each, CoroutineType)]
+    found = iter(_gathered([leaf for each in results for leaf in _coroutines(each)]))
+    return [_finished(each, found) for each in results]
+
+
+def _coroutines(result: object) -> list[_Coroutine]:
+    if isinstance(result, Begun):
+        return [leaf for part in result.parts for leaf in _coroutines(part)]
+    return [result] if isinstance(result, CoroutineType) else []
+
+
+def _finished(result: object, found: Iterator[object]) -> object:
+    if isinstance(result, Begun):
+        return result.finish([_finished(part, found) for part in result.parts])
+    return next(found) if isinstance(result, CoroutineType) else result
+
+
+def _close(results: Sequence[object]) -> None:
+    """Give up coroutines, so that Python does not warn of those that nobody has awaited."""
+    for each in results:
+        for coroutine in _coroutines(each):
+            coroutine.close()
+
+
+def _gathered(coroutines: Sequence[_Coroutine]) -> list[object]:
+    """Return what coroutines come to, run at once in a loop of events of their own."""
     if not coroutines:
-        return list(results)
+        return []
     import asyncio  # slow to import
     from concurrent.futures import ThreadPoolExecutor
 
@@ -264,7 +324,7 @@ def awaited(results: Sequence[object]) -> list[object]:
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(lambda: asyncio.run(gathered()))
         try:
-            found = iter(running.result())
+            return running.result()
         except asyncio.CancelledError as error:  # no Exception, but no wish to stop the run either
             raise RuntimeError("its coroutine was cancelled") from error
         except BaseException:
@@ -272,7 +332,6 @@ def awaited(results: Sequence[object]) -> list[object]:
                 if task is not None and not running.done():
                     loop.call_soon_threadsafe(task.cancel)
             raise
-    return [next(found) if isinstance(each, CoroutineType) else each for each in results]
 
 
 def printing_to_stderr() -> AbstractContextManager[object]:

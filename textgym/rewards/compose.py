@@ -17,10 +17,12 @@ from textgym.rewards.base import (
     Reward,
     TermReward,
     Values,
+    as_text,
     reward_name,
     reward_term_names,
+    sum_terms,
 )
-from textgym.rewards.calling import Inner, ask_together
+from textgym.rewards.calling import Begun, Inner, answered, ask_together
 from textgym.rewards.registry import RewardSpec, make_reward
 
 Pay = Literal["end", "together", "every", "difference"]
@@ -74,8 +76,15 @@ class Weighted(TermReward):
 
     def terms(self, prompts: list[str], completions: list[str], **columns: Column) -> dict[str, Values]:
         """Return the weighted terms of every completion."""
+        return cast("dict[str, Values]", answered(lambda: self.begin(prompts, completions, **columns)))
+
+    def begin(self, prompts: list[str], completions: list[str], **columns: Column) -> Begun:
+        """Begin to ask for the terms of every completion, see `Reward`."""
+        asked = [(inner, prompts, completions, columns) for inner in self.rewards.values()]
+        return ask_together(asked, self._weighted)
+
+    def _weighted(self, answers: list[dict[str, Values]]) -> dict[str, Values]:
         found: dict[str, Values] = {}
-        answers = ask_together([*self.rewards.values()], prompts, completions, columns)
         for (key, inner), terms in zip(self.rewards.items(), answers, strict=True):
             weight = self.weights[key]
             for term, values in terms.items():
@@ -151,7 +160,23 @@ class Wrapped(NamedReward):
         self.inner.load_state_dict(state)
 
 
-class Clipped(Wrapped):
+class Changed(Wrapped):
+    """Another reward, asked otherwise or changed once it has answered; `async def` ones wait together."""
+
+    def begin(self, prompts: Sequence[object], completions: Sequence[object], **columns: Column) -> Begun:
+        """Begin to score every completion, see `Reward`."""
+        return self.inner.begin_values(prompts, completions, columns, self.change)
+
+    def change(self, values: Values) -> Values:
+        """Return what this pays where the other reward pays `values`."""
+        return values
+
+    def __call__(self, prompts: Sequence[object], completions: Sequence[object], **columns: Column) -> Values:
+        """Return the reward of every completion."""
+        return cast("Values", answered(lambda: self.begin(prompts, completions, **columns)))
+
+
+class Clipped(Changed):
     """Another reward, kept within [low, high]. NaN and infinities pass, for they are failures.
 
     It is one term, under the other reward's name; clip inside a `Weighted` to keep its terms.
@@ -170,9 +195,9 @@ class Clipped(Wrapped):
         own = self.inner.maximum
         self.maximum = self.high if own is None else self._clip(float(own))
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> Values:
-        """Return the clipped reward of every completion."""
-        return [self._clip(value) for value in self.inner.values(prompts, completions, columns)]
+    def change(self, values: Values) -> Values:
+        """Return the values, clipped."""
+        return [self._clip(value) for value in values]
 
     def _clip(self, value: float | None) -> float | None:
         if value is None or not math.isfinite(value):
@@ -180,11 +205,11 @@ class Clipped(Wrapped):
         return min(max(value, self.low), self.high)
 
 
-class Grouped(Wrapped):
+class Grouped(Changed):
     """Asks another reward once for each prompt of a batch, with all completions of that prompt.
 
     So that reward may compare them: rank them, or pay what none of the others has. It is asked in the order in which
-    prompts first appear.
+    prompts first appear; where it is `async def`, the prompts wait together.
 
     Args:
         reward: a reward, or the spec of one.
@@ -196,18 +221,22 @@ class Grouped(Wrapped):
         self.pay = "together"
         self.maximum = self.inner.maximum
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> Values:
-        """Return the other reward of every completion."""
-        rows: dict[str, list[int]] = {}
+    def begin(self, prompts: Sequence[object], completions: Sequence[object], **columns: Column) -> Begun:
+        """Begin to score every completion, see `Reward`."""
+        rows: dict[object, list[int]] = {}
         for row, prompt in enumerate(prompts):
             rows.setdefault(prompt, []).append(row)
-        found: Values = [None] * len(prompts)
+        asked = []
         for prompt, own in rows.items():
             given = {name: _of_rows(values, own) for name, values in columns.items()}
-            values = self.inner.values([prompt] * len(own), [completions[row] for row in own], given)
-            for row, value in zip(own, values, strict=True):
-                found[row] = value
-        return found
+            asked.append((self.inner, [prompt] * len(own), [completions[row] for row in own], given))
+        place = np.argsort([row for own in rows.values() for row in own])
+
+        def spread(answers: list[dict[str, Values]]) -> Values:
+            values = [value for terms in answers for value in sum_terms(terms)]
+            return [values[at] for at in place]
+
+        return ask_together(asked, spread)
 
 
 def _of_rows(column: Column, rows: Sequence[int]) -> Column:
@@ -215,7 +244,7 @@ def _of_rows(column: Column, rows: Sequence[int]) -> Column:
     return [column[row] for row in rows] if isinstance(column, list | tuple | np.ndarray) else column
 
 
-class RunningNorm(Wrapped):
+class RunningNorm(Changed):
     """Another reward, less its running mean and divided by its running standard deviation.
 
     The statistics are those of all finite values so far, the batch at hand included, so such a reward is no fixed
@@ -250,9 +279,8 @@ class RunningNorm(Wrapped):
         deviation = math.sqrt(self.squares / self.count) if self.count else 0.0
         return deviation if deviation > 0.0 else 1.0
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> Values:
-        """Return the normalised reward of every completion."""
-        values = self.inner.values(prompts, completions, columns)
+    def change(self, values: Values) -> Values:
+        """Return the values, normalised."""
         if not self.frozen:
             self._add([value for value in values if value is not None and math.isfinite(value)])
         shift, scale = (self.mean if self.center else 0.0), self.std
@@ -326,32 +354,7 @@ class Blurred(Wrapped, TermReward):
         return terms | {NOISE: [blur if there else None for blur, there in zip(noise, paid, strict=True)]}
 
 
-def as_text(message: object, role: str) -> str:
-    """Return the text of a prompt or a completion, whichever of TRL's two forms it has.
-
-    Args:
-        message: a text; or a list of messages {"role": ..., "content": a text or a list of parts with "text"}.
-        role: "user": the last message of that role (a prompt is what is answered); "assistant": all of them,
-            one a line (a completion may be interrupted by tools).
-    Raises: ValueError for anything else.
-    """
-    if isinstance(message, str):
-        return message
-    if not isinstance(message, list) or not all(isinstance(m, Mapping) and "role" in m for m in message):
-        raise ValueError(f"{message!r:.80} is neither a text nor a list of messages with role and content")
-    found = [_content(one.get("content")) for one in message if one["role"] == role]
-    return (found[-1] if found else "") if role == "user" else "\n".join(found)
-
-
-def _content(content: object) -> str:
-    if content is None or isinstance(content, str):  # None: a message that only calls tools
-        return content or ""
-    if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
-        return "".join(str(part.get("text", "")) for part in content)
-    raise ValueError(f"content={content!r:.80}: a text or a list of parts is allowed")
-
-
-class FromMessages(Wrapped):
+class FromMessages(Changed):
     """A reward of texts, given or as a spec, for TRL's conversational data: messages are turned into texts first.
 
     Texts pass as they are, so one object serves both kinds of data.
@@ -362,13 +365,13 @@ class FromMessages(Wrapped):
     def __init__(self, reward: RewardSpec) -> None:
         super().__init__(reward, "from_messages")
 
-    def __call__(self, prompts: list[object], completions: list[object], **columns: Column) -> Values:
-        """Score every completion, read as `as_text` does."""
+    def begin(self, prompts: Sequence[object], completions: Sequence[object], **columns: Column) -> Begun:
+        """Begin to score every completion, read as `as_text` does."""
         texts = [as_text(completion, "assistant") for completion in completions]
-        return self.inner.values([as_text(prompt, "user") for prompt in prompts], texts, columns)
+        return super().begin([as_text(prompt, "user") for prompt in prompts], texts, **columns)
 
 
-class ToMessages(Wrapped):
+class ToMessages(Changed):
     """A reward of lists of messages, given or as a spec, as TRL has them: texts are wrapped into messages for it.
 
     Raises: as `make_reward` does; ValueError for a reward that is paid at every token.
@@ -377,8 +380,8 @@ class ToMessages(Wrapped):
     def __init__(self, reward: RewardSpec) -> None:
         super().__init__(reward, "to_messages")
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> Values:
-        """Score every completion, as an assistant's only message that answers a user's only one."""
+    def begin(self, prompts: Sequence[object], completions: Sequence[object], **columns: Column) -> Begun:
+        """Begin to score every completion, as an assistant's only message that answers a user's only one."""
         asked = [[{"role": "user", "content": text}] for text in prompts]
-        answered = [[{"role": "assistant", "content": text}] for text in completions]
-        return self.inner.values(asked, answered, columns)
+        answers = [[{"role": "assistant", "content": text}] for text in completions]
+        return super().begin(asked, answers, **columns)

@@ -6,42 +6,46 @@ import asyncio
 import hashlib
 import json
 import os
+import random
 import re
 import sqlite3
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from textgym.checks import JsonObject, check_count, check_number, is_finite, shown, users_line
-from textgym.files import json_object
+from textgym.files import json_object, value_at
 from textgym.registry import load_target
-from textgym.rewards.base import Column, Failed, NamedReward, RewardError, Values, read_column
+from textgym.rewards.base import Column, Failed, NamedReward, RewardError, TryAgainError, Values, read_column
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 Ask = Callable[..., Awaitable[object]]
+Session = TypeVar("Session")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before a retry
 _PASSING = (408, 409, 425, 429)  # statuses that may pass
 _PLACE = re.compile(r"\{(\w+)\}")
 _TEXTS = ("prompt", "completion")
 
 
-class TryAgainError(RuntimeError):
-    """A try has failed, and another one may not.
+@dataclass
+class _Line(Generic[Session]):
+    """What the batches share that are asked about in one loop of events; the last one closes it."""
 
-    Args:
-        kind: of the failure, see `RewardError`. wait: seconds that whoever was asked wants to be left alone.
-    """
-
-    def __init__(self, message: str, kind: str = "raises", wait: float = 0.0) -> None:
-        super().__init__(message)
-        self.kind, self.wait = kind, wait
+    limit: asyncio.Semaphore
+    scores: sqlite3.Connection
+    session: Session
+    stack: AsyncExitStack
+    batches: int = 0
 
 
-class Asking(NamedReward, ABC):
+class Asking(NamedReward, ABC, Generic[Session]):
     """Asks for every completion by itself, many at once, with retries and a cache.
 
     Equal completions are asked for once. One whose last try fails has failed alone: what becomes of it is for the
@@ -50,8 +54,8 @@ class Asking(NamedReward, ABC):
     Args:
         name: what it is logged under, and its scores are kept under.
         columns: data columns that it asks with.
-        at_once: the most calls that wait at the same time.
-        retries: further tries after a failed one, after pauses from half a second to eight.
+        at_once: the most calls that wait at the same time, those of other batches included (as `grouped` makes them).
+        retries: further tries after a failed one, after pauses from half a second to eight, a little longer at random.
         seconds: that a try may take.
         cache: file of an SQLite database with the scores so far, made if there is none; None: no cache. A run that is
             resumed takes its scores from there.
@@ -68,6 +72,8 @@ class Asking(NamedReward, ABC):
         self.seconds = check_number("seconds", seconds, 1e-3)
         self.cache = None if cache is None else Path(cache).absolute()
         self.counts = dict.fromkeys(("calls", "retries", "cached", "failed"), 0.0)
+        self._random = random.Random(name)
+        self._lines: dict[asyncio.AbstractEventLoop, _Line[Session]] = {}
         with opened(self.cache):  # what is wrong with it is said before any work
             pass
 
@@ -81,32 +87,47 @@ class Asking(NamedReward, ABC):
         given = [dict(zip(self.columns, row, strict=True)) for row in rows] or [{} for _ in prompts]
         asked = list(zip(prompts, completions, given, strict=True))
         keys = [self.key(*each) for each in asked]
-        limit = asyncio.Semaphore(self.at_once)
-        with opened(self.cache) as scores:
-            known = read_scores(scores, keys)
+        async with self._line() as line:
+            known = read_scores(line.scores, keys)
             self.counts["cached"] += sum(key in known for key in keys)
             # Equal completions are asked for once.
             missing = {key: each for key, each in zip(keys, asked, strict=True) if key not in known}
 
             async def kept(key: str, prompt: str, completion: str, row: JsonObject) -> float | None:
-                async with limit:
-                    score = await self._tried(prompt, completion, row)
+                async with line.limit:
+                    score = await self._tried(prompt, completion, row, line.session)
                 if not isinstance(score, Failed):
                     # It is there at once, whatever happens to this process next.
-                    scores.execute("INSERT OR REPLACE INTO scores VALUES (?, ?)", (key, score))
+                    line.scores.execute("INSERT OR REPLACE INTO scores VALUES (?, ?)", (key, score))
                 return score
 
-            async with self.session():
-                found = await asyncio.gather(*(kept(key, *each) for key, each in missing.items()))
+            found = await asyncio.gather(*(kept(key, *each) for key, each in missing.items()))
         known |= dict(zip(missing, found, strict=True))
         return [known[key] for key in keys]
 
-    def session(self) -> AbstractAsyncContextManager[object]:
-        """Return what a batch is asked within."""
-        return nullcontext()
+    @asynccontextmanager
+    async def _line(self) -> AsyncIterator[_Line[Session]]:
+        loop = asyncio.get_running_loop()
+        if loop not in self._lines:
+            stack = AsyncExitStack()
+            limit, scores = asyncio.Semaphore(self.at_once), stack.enter_context(opened(self.cache))
+            self._lines[loop] = _Line(limit, scores, self.connect(stack), stack)
+        line = self._lines[loop]
+        line.batches += 1
+        try:
+            yield line
+        finally:
+            line.batches -= 1
+            if not line.batches:
+                del self._lines[loop]
+                await line.stack.aclose()
 
     @abstractmethod
-    async def ask(self, prompt: str, completion: str, row: JsonObject) -> float | None:
+    def connect(self, stack: AsyncExitStack) -> Session:
+        """Return what is asked over in one loop of events; `stack` closes it."""
+
+    @abstractmethod
+    async def ask(self, prompt: str, completion: str, row: JsonObject, session: Session) -> float | None:
         """Return the score of a completion. Raises: `TryAgainError`; RewardError where no try would help."""
 
     def identity(self) -> JsonObject:
@@ -118,12 +139,12 @@ class Asking(NamedReward, ABC):
         text = json.dumps([self.identity(), prompt, completion, row], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    async def _tried(self, prompt: str, completion: str, row: JsonObject) -> float | None:
+    async def _tried(self, prompt: str, completion: str, row: JsonObject, session: Session) -> float | None:
         """Return the score of a completion, after retries."""
         for attempt in range(self.retries + 1):
             self.counts["calls"] += 1
             try:
-                return await asyncio.wait_for(self.ask(prompt, completion, row), self.seconds)
+                return await asyncio.wait_for(self.ask(prompt, completion, row, session), self.seconds)
             except TimeoutError:
                 problem = TryAgainError(f"no answer within {self.seconds:g} s", "timeout")
             except TryAgainError as error:
@@ -132,7 +153,9 @@ class Asking(NamedReward, ABC):
                 return self._failed(str(error), error.kind)
             if attempt < self.retries:
                 self.counts["retries"] += 1
-                await asyncio.sleep(max(min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE), problem.wait))
+                pause = max(min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE), problem.wait)
+                # Stretched, so that those who were refused together do not come back together.
+                await asyncio.sleep(pause * self._random.uniform(1.0, 1.25))
         return self._failed(f"{problem} ({self.retries + 1} tries)", problem.kind)
 
     def _failed(self, message: str, kind: str) -> Failed:
@@ -140,7 +163,7 @@ class Asking(NamedReward, ABC):
         return Failed(RewardError(f"reward {self.name!r}: {message}", kind))
 
 
-class Concurrent(Asking):
+class Concurrent(Asking[None]):
     """Asks an async function of yours for every completion by itself, many at once, with retries and a cache.
 
     The function is `async def score(prompt, completion, **row)`, where `row` has the completion's values of `columns`;
@@ -170,7 +193,10 @@ class Concurrent(Asking):
         own = str(getattr(self._score, "__name__", type(self._score).__name__))
         super().__init__(name or own, columns, at_once, retries, seconds, cache)
 
-    async def ask(self, prompt: str, completion: str, row: JsonObject) -> float | None:
+    def connect(self, stack: AsyncExitStack) -> None:
+        """See `Asking.connect`; the function connects by itself."""
+
+    async def ask(self, prompt: str, completion: str, row: JsonObject, session: None) -> float | None:
         """See `Asking.ask`."""
         try:
             value = await self._score(prompt, completion, **row)
@@ -181,7 +207,7 @@ class Concurrent(Asking):
         return None if value is None else float(value)
 
 
-class Judge(Asking):
+class Judge(Asking["AsyncOpenAI"]):
     """Asks a language model behind an API such as OpenAI's for a score, by a rubric.
 
     The answer has to be one JSON object with a number "score" in range, and nothing around it; any other is asked for
@@ -237,11 +263,10 @@ class Judge(Asking):
         self._secret()
         columns = [each for each in places if each not in _TEXTS]
         super().__init__(name, columns, at_once, retries, seconds, cache)
-        self.counts |= {"tokens_read": 0.0, "tokens_written": 0.0}
-        self._client: AsyncOpenAI | None = None
+        self.counts |= dict.fromkeys(("tokens_read", "tokens_written", "unmetered"), 0.0)
 
     def spent(self) -> dict[str, float]:
-        """See `Asking.spent`; also tokens that were read and written, and their cost where `prices` are known."""
+        """See `Asking.spent`; also tokens, answers that do not say theirs, and the cost where `prices` are known."""
         cost = {}
         if self.prices is not None:
             read, written = self.counts["tokens_read"], self.counts["tokens_written"]
@@ -252,83 +277,101 @@ class Judge(Asking):
         """See `Asking.identity`."""
         return {"name": self.name, "model": self.model, "rubric": self.rubric, "range": [self.low, self.high]}
 
-    @asynccontextmanager
-    async def session(self) -> AsyncIterator[None]:
-        """Connect for a batch: a client belongs to the loop of events that it was made in."""
+    def connect(self, stack: AsyncExitStack) -> AsyncOpenAI:
+        """See `Asking.connect`."""
         from openai import AsyncOpenAI
 
-        async with AsyncOpenAI(api_key=self._secret(), base_url=self.base_url, max_retries=0) as self._client:
-            yield
-        self._client = None
+        client = AsyncOpenAI(api_key=self._secret(), base_url=self.base_url, max_retries=0)
+        stack.push_async_callback(client.close)
+        return client
 
-    async def ask(self, prompt: str, completion: str, row: JsonObject) -> float | None:
+    async def ask(self, prompt: str, completion: str, row: JsonObject, session: AsyncOpenAI) -> float | None:
         """See `Asking.ask`."""
         import openai
 
         texts = {"prompt": prompt, "completion": completion, **row}
         told = _PLACE.sub(lambda place: str(texts[place[1]]), self.rubric)
         form = f'Answer with one JSON object and nothing else: {{"score": NUMBER}}, from {self.low:g} to {self.high:g}.'
-        assert self._client is not None
         try:
-            answer = await self._client.chat.completions.create(
+            answer = await session.chat.completions.with_raw_response.create(
                 model=self.model, messages=[{"role": "user", "content": f"{told}\n\n{form}"}], temperature=0.0
             )
+            body = answer.http_response.text
         except openai.APIStatusError as error:
-            message = self._hidden(f"the server answered {error.status_code}: {error.message:.300}")
+            message = f"the server answered {error.status_code}: {self._cut(error.message)}"
             if error.status_code in _PASSING or error.status_code >= 500:
                 raise TryAgainError(message, wait=_pause(error.response.headers.get("retry-after"))) from None
             raise RewardError(message, "raises") from None
         except openai.APITimeoutError:
             raise TryAgainError("no answer in time", "timeout") from None
-        except openai.APIError as error:  # no connection, or half an answer
-            raise TryAgainError(self._hidden(f"{type(error).__name__}: {error.message:.300}")) from None
-        except ValueError as error:  # what is no JSON
-            raise TryAgainError(self._hidden(f"a broken answer: {error!s:.300}"), "wrong_type") from None
-        if answer.usage is not None:
-            self.counts["tokens_read"] += answer.usage.prompt_tokens
-            self.counts["tokens_written"] += answer.usage.completion_tokens
-        return self._read(answer.choices[0].message.content if answer.choices else None)
+        except Exception as error:  # no connection, half an answer, or what the client cannot send
+            raise TryAgainError(f"{type(error).__name__}: {self._cut(str(error))}") from None
+        return self._read(body)
 
-    def _read(self, text: str | None) -> float:
-        """Return the score that an answer holds. Raises: TryAgainError for any other form."""
+    def _read(self, body: str) -> float:
+        """Return the score that an answer holds, and count its tokens. Raises: TryAgainError for any other form."""
+        text, read, written = read_answer(body)
+        self.counts["tokens_read"] += read or 0
+        self.counts["tokens_written"] += written or 0
+        self.counts["unmetered"] += None in (read, written)
         try:
             score = json_object(text or "").get("score")
         except ValueError:
             score = None
         if not is_finite(score) or not self.low <= score <= self.high:
             allowed = f'{{"score": NUMBER}} from {self.low:g} to {self.high:g}'
-            raise TryAgainError(self._hidden(f"the judge answered {text!r:.120}; allowed is {allowed}"), "wrong_type")
+            said = self._cut(text or body, 120)
+            raise TryAgainError(f"the judge answered {said!r}; allowed is {allowed}", "wrong_type")
         return float(score)
 
     def _secret(self) -> str:
         """Return the server's key, which nothing keeps. Raises: ValueError where the environment has none."""
         if self.key_name is None:
             return "none"
-        secret = os.environ.get(self.key_name)
+        name = self.key_name if isinstance(self.key_name, str) else ""
+        secret = os.environ.get(name)
         if not secret:
+            # What does not look like such a name may be the key itself.
+            given = repr(name) if re.fullmatch("[A-Z]+(_[A-Z]+)+", name) else "(not shown)"
             raise ValueError(
-                f"key={self.key_name!r}: the environment has no such variable; export it, or say key=None for a server "
-                "that needs none"
+                f"key={given}: the environment has no such variable; export it, or say key=None if a server needs none"
             )
         return secret
 
-    def __getstate__(self) -> JsonObject:
-        return {name: value for name, value in vars(self).items() if not name.startswith("_client")}
+    def _cut(self, text: str, most: int = 300) -> str:
+        """Return the beginning of what a server has sent, without the key, or eight or more of its first characters."""
+        if self.key_name is not None:
+            secret, text = self._secret(), text[:10_000]
+            # Errors and JSON quote what a server was sent.
+            forms = {secret, repr(secret)[1:-1], json.dumps(secret)[1:-1], secret.replace("/", r"\/")}
+            parts = {form[:end] for form in forms for end in range(min(8, len(form)), len(form) + 1)}
+            for part in sorted(parts, key=len, reverse=True):
+                text = text.replace(part, "(the key)")
+        return text[:most]
 
-    def _hidden(self, message: str) -> str:
-        """Return a message without the key, which a server may send back."""
-        return message.replace(self._secret(), "(the key)") if self.key_name is not None else message
+
+def read_answer(body: str) -> tuple[str | None, int | None, int | None]:
+    """Return the text of a chat completion, and its tokens read and written; None for each that it does not have."""
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        answer = None
+    text = value_at(answer, "choices", 0, "message", "content")
+    counts = [value_at(answer, "usage", name) for name in ("prompt_tokens", "completion_tokens")]
+    read, written = (each if type(each) is int and 0 <= each < 2**53 else None for each in counts)
+    return text if isinstance(text, str) else None, read, written
 
 
 def _pause(header: str | None) -> float:
-    """Return the seconds of a header Retry-After, half a minute at most; 0 where there is none that is a number."""
+    """Return the seconds of a header Retry-After, a number or a date; half a minute at most, and 0 for any other."""
     try:
-        return min(max(float(header or 0), 0.0), 30.0)
+        seconds = float(header or 0)
     except ValueError:
-        return 0.0
-
-
-# The scores that are kept
+        try:
+            seconds = parsedate_to_datetime(str(header)).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return 0.0
+    return min(max(0.0, seconds), 30.0)
 
 
 @contextmanager
