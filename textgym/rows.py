@@ -213,6 +213,12 @@ def _no_split(wanted: str, splits: Mapping[str, object]) -> str:
     return f"{not_one_of('split', wanted, splits)}{'' if splits else ' The data has no splits; leave split= out.'}"
 
 
+def check_hub(source: str) -> None:
+    """Raise FileNotFoundError for a data set that only the hub can have and that is nowhere; reads none."""
+    if (chosen := row_source(source)).on_hub:
+        asks_hub(chosen.place, "dataset")
+
+
 @cache
 def asks_hub(name: str, kind: Literal["model", "dataset"]) -> bool:
     """Return whether the hub knows a model or data set; False where it cannot say so and the cache has it.
