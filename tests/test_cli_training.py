@@ -201,7 +201,7 @@ def test_to_resume_needs_neither_id_nor_agent(capsys):
 
 
 def test_a_data_set_that_is_nowhere_is_refused_before_torch_is_imported(tmp_path, monkeypatch):
-    constants = pytest.importorskip("huggingface_hub").constants
+    constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(train, "use_all_cores", lambda: pytest.fail("torch is imported"))

@@ -110,7 +110,7 @@ def test_broken_csv_is_refused_with_its_line(tmp_path: Path, text: str, said: st
 
 
 def test_a_data_set_that_is_nowhere_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    constants = pytest.importorskip("huggingface_hub").constants
+    constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"some/where: .*no such data set in the cache.*HF_HUB_OFFLINE"):
