@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,7 +36,7 @@ from textgym_agents.commands.running import (
     watched_run,
 )
 from textgym_agents.config import LMPPOConfig, MeasureSettings, OnPolicyConfig, TrainSettings
-from textgym_agents.registry import agent_class, agent_names, config_class, make_config, make_env
+from textgym_agents.registry import agent_class, agent_names, config_class, make_config, make_env, with_model
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.trust import check_trusted
 
@@ -154,22 +153,6 @@ def _environment(flags: TrainFlags, config: JsonObject) -> JsonObject:
         if isinstance(source := options.get(name), str):
             check_hub(source)  # which takes a fraction of the time that importing torch does
     return with_model(find_id(flags.id), options, config.get("model"))
-
-
-def with_model(env_id: str, options: JsonObject, model: str | None) -> JsonObject:
-    """Return the options of an environment for a training that starts from a model.
-
-    Where they name neither tokenizer nor reference, and --model has a tokenizer other than the built-in one, that model
-    is the reference: a task of one's own then takes tokenizer, vocabulary, stop tokens and chat template from it.
-    """
-    from textgym.codecs.sources import model_tokenizer
-    from textgym.registry import TASKS
-
-    name = env_id.removeprefix("textgym/")
-    if not model or options.keys() & {"tokenizer", "reference"} or name not in TASKS:
-        return options
-    own = "tokenizer" in signature(TASKS.load(name)).parameters and model_tokenizer(model) is not None
-    return options | {"reference": model} if own else options
 
 
 def show_memory(flags: TrainFlags, config: JsonObject) -> None:

@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> None:
         if not (equals and name and values):
             raise UsageError(f"--search {word!r}: allowed is NAME=LOW..HIGH or NAME=A,B,C")
         space[name] = values
-    from textgym_agents.commands.train import with_model
+    from textgym_agents.registry import with_model
 
     from textgym_benchmarks.engines import make_engine
     from textgym_benchmarks.tune import StudyPlan, Tuning
