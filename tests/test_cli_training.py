@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -16,6 +17,10 @@ from urllib.request import urlopen
 
 import pytest
 from cli_tools import assert_one_line, environment, run, started
+from textgym_agents.commands import policies, train
+from textgym_agents.saving import FORMAT
+
+from textgym.estimates import Estimate
 
 TINY = ("--batch", "16", "--optimum-per-prompt", "4", "--final-per-prompt", "1", "--eval-per-prompt", "1")
 ALL = (
@@ -181,6 +186,29 @@ def test_a_class_from_the_current_folder(capsys):
     assert reports[0]["kl"] is None
 
 
+def test_to_resume_needs_neither_id_nor_agent(capsys):
+    Path("cut").mkdir()
+    started = {"id": "textgym/Bandit-v0", "agent": "q-learning", "episodes": 32, "final_per_prompt": 1}
+    Path("cut/config.json").write_text(json.dumps({"format": FORMAT, **started, "config": {"batch": 16, "seed": 5}}))
+    resume = ("train", "--out", "cut", "--resume")
+    other = ("--agent rloo: the run in cut was started with --agent q-learning",)
+    assert_one_line(*run(capsys, *resume, "--agent", "rloo")[::2], *other)
+    assert_one_line(*run(capsys, *resume, "--batch", "8")[::2], "--batch 8", "started with 16")
+    assert_one_line(*run(capsys, *resume[:1], "Copy-v0", *resume[1:])[::2], "ID 'textgym/Copy-v0'", "textgym/Bandit-v0")
+    assert_one_line(*run(capsys, "train", "--out", "cut")[::2], "ID")
+    assert run(capsys, *resume)[0] == 0
+    assert len(metrics("cut")) == 3
+
+
+def test_a_data_set_that_is_nowhere_is_refused_before_torch_is_imported(tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(train, "use_all_cores", lambda: pytest.fail("torch is imported"))
+    with pytest.raises(FileNotFoundError, match=r"no/where: .*no such data set in the cache"):
+        train.main(["Text-v0", "--env", "prompts=no/where#rows=3"])
+
+
 def test_a_run_folder_never_chooses_what_is_imported(capsys):
     Path("evil_agent.py").write_text("raise SystemExit('imported')")
     Path("theirs").mkdir()
@@ -189,6 +217,24 @@ def test_a_run_folder_never_chooses_what_is_imported(capsys):
     words = ("train", "Text-v0", "--resume", "--out", "theirs")
     assert_one_line(*run(capsys, *words)[::2], "--agent evil_agent:Evil")
     assert "evil_agent" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("per_prompt", "said"),
+    [("1", "a lower bound of J* is not known either: J has no interval"), ("2", "J* is at least 0.")],
+)
+def test_a_policy_without_an_interval_bounds_nothing(capsys, per_prompt, said):
+    words = ("eval", "Text-v0", "--agent", "random", "--per-prompt", per_prompt, "--optimum-per-prompt", "2")
+    code, out, _ = run(capsys, *words, "--env", "reference=uniform", "beta=1.0", "max_new_tokens=2")
+    assert code == 0
+    assert "J* not known" in out
+    assert said in out
+    assert "nan" not in out
+
+
+def test_what_an_infinite_kl_says_of_the_optimum():
+    nothing = policies._bound(Estimate(-math.inf, math.nan, math.nan))
+    assert nothing == "a lower bound of J* is not known either: the KL of this policy, and with it its J, is infinite"
 
 
 def test_a_random_policy_needs_no_torch(capsys):

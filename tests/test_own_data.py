@@ -16,7 +16,7 @@ from textgym_agents.rlhf.runs import digest
 from textgym.checks import TextGymWarning
 from textgym.commands.console import UsageError
 from textgym.commands.flags import with_config
-from textgym.prompts import fit_prompts, prompt_set
+from textgym.prompts import fit_prompts, own_splits, prompt_set
 from textgym.task import make_task
 from textgym.vocab import load_vocabulary
 
@@ -44,6 +44,32 @@ def test_long_prompts_are_cut_on_the_left() -> None:
         assert fit_prompts({"train": splits["train"]}, len, 3, "cut")["train"].texts == ("def", "ab")
     with pytest.warns(TextGymWarning, match="are cut"):
         assert fit_prompts({"eval": splits["eval"]}, len, len(short), "cut")["eval"].texts == (short,)
+
+
+def templated(text: str) -> int:
+    """Return characters with a template of 9 around the prompt, which must not be empty."""
+    if not text:
+        raise ValueError("'' is empty")
+    return len(text) + 9
+
+
+@pytest.mark.parametrize("most", [5, 9])
+def test_a_limit_below_the_template_is_named_with_what_is_enough(most: int) -> None:
+    splits = {"train": prompt_set(["abcdef", "x", "abc"])}
+    said = f"max_prompt_tokens={most}: a train prompt cut to its last character has 10 tokens, .* allowed is 10 or more"
+    with pytest.raises(ValueError, match=said):
+        fit_prompts(splits, templated, most, "cut")
+    with pytest.warns(TextGymWarning, match="2 of 3 train prompts"):
+        assert fit_prompts(splits, templated, 10, "cut")["train"].texts == ("f", "x", "c")
+
+
+def test_a_limit_that_no_prompt_keeps_is_named_with_the_shortest() -> None:
+    splits = {"train": prompt_set(["abcdef", "xy", "abc"])}
+    said = "max_prompt_tokens=10: no train prompt is left, the shortest of 3 has 11 tokens; allowed is 11 or more"
+    with pytest.raises(ValueError, match=said):
+        fit_prompts(splits, templated, 10, "drop")
+    with pytest.warns(TextGymWarning, match="2 of 3 train prompts"):
+        assert fit_prompts(splits, templated, 11, "drop")["train"].texts == ("xy",)
 
 
 def test_long_prompts_are_refused_where_nobody_says_otherwise() -> None:
@@ -76,6 +102,16 @@ def test_several_messages_are_encoded_as_the_template_writes_them(extra: str) ->
 def test_several_messages_need_a_chat_template() -> None:
     with pytest.raises(ValueError, match="has several messages, which needs a tokenizer with a chat template"):
         make_task("Text", prompts=[json.dumps(ASKED, ensure_ascii=False)])
+
+
+def test_messages_stand_for_a_text_in_a_list_too() -> None:
+    found = prompt_set(["Hi", ASKED, [ASKED[1]]], {"n": [1, 2, 3]})
+    assert found.texts == ("Hi", json.dumps(ASKED, ensure_ascii=False), "Hi")
+    assert own_splits([ASKED], None, None)["train"].texts == found.texts[1:2]
+    with pytest.raises(ValueError, match="eval_prompts: the last message of a prompt must be the user's"):
+        own_splits(["a"], [[{"role": "assistant", "content": "a"}]], None)
+    with pytest.raises(TypeError, match="is not a list of strings, or of lists of messages"):
+        prompt_set([ASKED[1]])  # type: ignore[list-item]
 
 
 # A model's own tokenizer

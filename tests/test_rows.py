@@ -110,7 +110,7 @@ def test_broken_csv_is_refused_with_its_line(tmp_path: Path, text: str, said: st
 
 
 def test_a_data_set_that_is_nowhere_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    constants = pytest.importorskip("huggingface_hub").constants
+    constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"some/where: .*no such data set in the cache.*HF_HUB_OFFLINE"):
@@ -125,3 +125,51 @@ def test_splits_of_a_data_set_have_names(tmp_path: Path) -> None:
     assert read_prompts(f"{tmp_path / 'd'}#split=test")[0] == ["test"]
     with pytest.raises(ValueError, match=r"split 'tset': not one of test, train. Did you mean 'test'"):
         read_prompts(f"{tmp_path / 'd'}#split=tset")
+
+
+def saved_table(folder: Path, rows: list[dict[str, Any]], split: str | None) -> Path:
+    """Write a folder as `Dataset.save_to_disk` does."""
+    pyarrow = pytest.importorskip("pyarrow")
+    folder.mkdir()
+    table = pyarrow.Table.from_pylist(rows)
+    with pyarrow.OSFile(str(folder / "data.arrow"), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    unset = dict.fromkeys(("_format_columns", "_format_type")) | {"_format_kwargs": {}, "_output_all_columns": False}
+    state = unset | {"_data_files": [{"filename": "data.arrow"}], "_fingerprint": "0", "_split": split}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_a_file_without_splits_refuses_one(tmp_path: Path, form: str, split: str) -> None:
+    path = write(tmp_path, form, PLAIN)
+    said = f"{path}: split '{split}': not one of (none). The data has no splits; leave split= out."
+    with pytest.raises(ValueError, match=re.escape(f"eval_prompts='{path}#split={split}': {said}")):
+        read_prompts(f"{path}#split={split}", "eval_prompts")
+    with pytest.raises(ValueError, match=re.escape(said)):
+        read_demonstrations(f"{path}#split={split},completion=note")
+
+
+def test_a_saved_table_has_the_split_it_was_saved_from_and_no_other(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    plain = saved_table(tmp_path / "plain", PLAIN, None)
+    assert read_prompts(plain)[0] == [row["prompt"] for row in PLAIN]
+    with pytest.raises(ValueError, match=r"split 'test': not one of \(none\)\. The data has no splits"):
+        read_prompts(f"{plain}#split=test")
+    named = saved_table(tmp_path / "named", PLAIN, "test")
+    assert read_prompts(f"{named}#split=test") == read_prompts(named) == read_prompts(plain)
+    with pytest.raises(ValueError, match="split 'train': not one of test"):
+        read_prompts(f"{named}#split=train")
+
+
+def test_lines_of_text_take_a_number_of_rows_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("a\n\nb\nc\n")
+    assert read_prompts(f"{path}#rows=2")[0] == ["a", "b"]
+    for option in ("split=test", "prompt=question"):
+        with pytest.raises(
+            ValueError, match="lines of text have neither splits nor columns; allowed after # is rows=N"
+        ):
+            read_prompts(f"{path}#{option}")

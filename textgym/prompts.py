@@ -5,25 +5,28 @@ from __future__ import annotations
 import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from textgym.checks import Floats, JsonObject, TextGymWarning, not_one_of, shown
-from textgym.codecs.chat import read_dialogue, write_dialogue
+from textgym.codecs.chat import Message, read_dialogue, write_dialogue
 from textgym.files import line_text, numbered_lines
-from textgym.rows import SUFFIXES, ReadRow, numbered_rows, row_source
+from textgym.rows import SUFFIXES, ReadRow, RowSource, numbered_rows, row_source
 
 Split = Literal["train", "eval", "tune"]
 """Prompts to learn from, held-out ones to report, and held-out ones to choose settings on."""
 Overlong = Literal["refuse", "drop", "cut"]
 """What becomes of a prompt that is longer than it may be."""
 HeldOut = Literal["eval", "tune"]
-PromptSource = str | Path | Sequence[str]
-"""A list of texts, the path of a .txt file, or a source of `textgym.rows`."""
+Prompt = str | Sequence[Message]
+"""A text, or messages of which the last is the user's, see `textgym.codecs.chat.write_dialogue`."""
+PromptSource = str | Path | Sequence[Prompt]
+"""A list of prompts, the path of a .txt file, or a source of `textgym.rows`."""
 Columns = Mapping[str, Sequence[Any]]
 """Data for the reward: name -> one value per prompt."""
 
@@ -65,7 +68,7 @@ class PromptSet:
 
 
 def prompt_set(
-    texts: Sequence[str],
+    texts: Sequence[Prompt],
     columns: Columns | None = None,
     weights: Sequence[float] | Floats | None = None,
     argument: str = "prompts",
@@ -73,15 +76,14 @@ def prompt_set(
     """Check prompts and return them as a `PromptSet`.
 
     Args:
-        texts: at least one.
+        texts: at least one; a list of messages becomes the text that stands for it.
         columns: name -> one value per text; none of the names in RESERVED_COLUMNS.
         weights: one per text, finite, not negative, not all 0; they need not sum to 1. None: all equal.
         argument: the name of `texts`, for messages.
     Raises: TypeError or ValueError, naming the argument.
     """
-    if not _is_list(texts) or not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"{argument}: {type(texts).__name__} is not a list of strings")
-    if not texts:
+    written = _written(texts, argument)
+    if not written:
         raise ValueError(f"{argument}: the list is empty, at least one is needed")
     if not isinstance(columns, Mapping | None):
         raise TypeError(f"columns={shown(columns)}: allowed is a dict from names to lists")
@@ -99,7 +101,17 @@ def prompt_set(
     array /= array.sum()
     array.flags.writeable = False
     frozen = {name: tuple(values) for name, values in (columns or {}).items()}
-    return PromptSet(tuple(texts), frozen, array)
+    return PromptSet(tuple(written), frozen, array)
+
+
+def _written(prompts: Sequence[Prompt], argument: str) -> list[str]:
+    """Return prompts as texts. Raises: TypeError or ValueError, naming the argument."""
+    if not _is_list(prompts) or not all(isinstance(prompt, str | list | tuple) for prompt in prompts):
+        raise TypeError(f"{argument}: {type(prompts).__name__} is not a list of strings, or of lists of messages")
+    try:
+        return [prompt if isinstance(prompt, str) else write_dialogue(list(prompt)) for prompt in prompts]
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from error
 
 
 def own_splits(
@@ -159,21 +171,25 @@ def _fit(name: str, split: PromptSet, length: Callable[[str], int], most: int, o
     long = {i for i, text in enumerate(split.texts) if length(text) > most}
     if not long:
         return split
-    did = "left out" if overlong == "drop" else "cut"
-    warnings.warn(
-        f"{len(long)} of {len(split)} {name} prompts have more than max_prompt_tokens={most} tokens and are {did}",
-        TextGymWarning,
-        stacklevel=4,
-    )
-    if overlong == "cut":
-        texts = [_cut_left(text, length, most) if i in long else text for i, text in enumerate(split.texts)]
-        return PromptSet(tuple(texts), split.columns, split.weights)
+    cut = {i: _cut_left(split.texts[i], length, most) for i in long} if overlong == "cut" else {}
     kept = [i for i in range(len(split)) if i not in long]
+    if (enough := max(map(length, cut.values()), default=0)) > most:
+        said = f"a {name} prompt cut to its last character has {enough} tokens, the chat template's included"
+        raise ValueError(f"max_prompt_tokens={most}: {said}; allowed is {enough} or more")
+    if not (cut or kept):
+        enough = min(map(length, split.texts))
+        said = f"no {name} prompt is left, the shortest of {len(split)} has {enough} tokens"
+        raise ValueError(f"max_prompt_tokens={most}: {said}; allowed is {enough} or more")
+    did = f"have more than max_prompt_tokens={most} tokens and are {'cut' if cut else 'left out'}"
+    warnings.warn(f"{len(long)} of {len(split)} {name} prompts {did}", TextGymWarning, stacklevel=4)
+    if cut:
+        return replace(split, texts=tuple(cut.get(i, text) for i, text in enumerate(split.texts)))
     columns = {key: [values[i] for i in kept] for key, values in split.columns.items()}
-    return prompt_set([split.texts[i] for i in kept], columns, split.weights[kept] if kept else None, f"{name} prompts")
+    return prompt_set([split.texts[i] for i in kept], columns, split.weights[kept], f"{name} prompts")
 
 
 def _cut_left(text: str, length: Callable[[str], int], most: int) -> str:
+    """Return the longest end of a prompt that fits, or the last character where none does."""
     turns = read_dialogue(text)
     system = turns[:1] if turns[0]["role"] == "system" else []
     turns = turns[len(system) :]
@@ -185,10 +201,9 @@ def _cut_left(text: str, length: Callable[[str], int], most: int) -> str:
 
     if length(ending(0)) <= most:
         return ending(0)
-    start = bisect_left(range(1, len(turns[-1]["content"])), True, key=lambda i: length(ending(i)) <= most) + 1
-    if length(ending(start)) > most:
-        raise ValueError(f"prompt {text!r:.80}: no end of it fits into max_prompt_tokens={most}; allowed are more")
-    return ending(start)
+    size = len(turns[-1]["content"])
+    start = bisect_left(range(1, size), True, key=lambda i: length(ending(i)) <= most) + 1
+    return ending(min(start, size - 1))
 
 
 def _read_set(
@@ -205,9 +220,9 @@ def read_prompts(source: PromptSource, argument: str = "prompts") -> tuple[list[
     """Return the prompts of a list or a file.
 
     Args:
-        source: a list of texts; a .txt file with one prompt a line (empty lines are left out); or rows of
-            `textgym.rows`: "prompt" is the text, or a list of messages, every other key is a data column. Files are
-            UTF-8 without a byte order mark, see `textgym.files`.
+        source: a list of texts or lists of messages; a .txt file with one prompt a line (empty lines are left out); or
+            rows of `textgym.rows`: "prompt" is the text, or a list of messages, every other key is a data column. Files
+            are UTF-8 without a byte order mark, see `textgym.files`.
         argument: its name, for messages.
     Returns: the texts, and the columns of the rows.
     Raises: FileNotFoundError or ValueError, naming the file and the line.
@@ -216,7 +231,7 @@ def read_prompts(source: PromptSource, argument: str = "prompts") -> tuple[list[
     if not isinstance(source, str | Path):
         if not _is_list(source):
             raise TypeError(f"{argument}={shown(source)}: {allowed}")
-        return list(source), {}
+        return _written(list(source), argument), {}
     if not str(source):
         raise ValueError(f"{argument}='': {allowed}")
     chosen = row_source(source)
@@ -228,8 +243,8 @@ def read_prompts(source: PromptSource, argument: str = "prompts") -> tuple[list[
             raise FileNotFoundError(f"{argument}={shown(str(source), 300)}: there is no such file")
     names: list[str] = []
     rows: list[JsonObject] = []
-    found = _text_rows(path) if chosen.suffix == ".txt" else numbered_rows(source)
-    if path.is_dir():
+    found = _text_rows(chosen) if chosen.suffix == ".txt" else numbered_rows(source)
+    if path.is_dir() or chosen.split is not None:
         try:
             found = iter(list(found))
         except ValueError as error:
@@ -245,8 +260,11 @@ def read_prompts(source: PromptSource, argument: str = "prompts") -> tuple[list[
     return [row["prompt"] for row in rows], {name: [row[name] for row in rows] for name in names}
 
 
-def _text_rows(path: Path) -> Iterator[tuple[int, ReadRow]]:
-    return ((number, partial(_text_row, line, number)) for number, line in numbered_lines(path))
+def _text_rows(source: RowSource) -> Iterator[tuple[int, ReadRow]]:
+    if source.split is not None or source.columns:
+        raise ValueError(f"{source.place}: lines of text have neither splits nor columns; allowed after # is rows=N")
+    lines = islice(numbered_lines(Path(source.place)), source.rows)
+    return ((number, partial(_text_row, line, number)) for number, line in lines)
 
 
 def _text_row(line: bytes, number: int) -> JsonObject:

@@ -1,8 +1,8 @@
 """Read rows of data, in one way: from files of JSON lines, CSV and parquet, and from data sets of `datasets`.
 
 A source is a path or the id of a data set on the hub. After a # it may say more, as in
-`qa.csv#prompt=question,rows=1000`: `split=NAME` of a data set (default train), `rows=N` for its first N rows, which of
-a data set on the hub are streamed, and NAME=COLUMN for a column that the file has under another name.
+`qa.csv#prompt=question,rows=1000`: `split=NAME` of a data set that has splits (default train), `rows=N` for its first N
+rows, which of a data set on the hub are streamed, and NAME=COLUMN for a column that the file has under another name.
 
 CSV has a header and no types. The columns prompt, completion, chosen and rejected hold texts, or messages where every
 cell is a JSON list. In any other column an empty cell is null and the others are JSON, if that holds for all of them;
@@ -43,13 +43,13 @@ class RowSource:
     Args:
         place: a path or a hub id.
         columns: the name that the reader asks for -> the name in the data.
-        split: of a data set.
+        split: of a data set; None: train, or all rows where there are no splits.
         rows: how many of the first rows are read; None: all.
     """
 
     place: str
     columns: Mapping[str, str] = field(default_factory=dict)
-    split: str = "train"
+    split: str | None = None
     rows: int | None = None
 
     @property
@@ -76,7 +76,7 @@ def row_source(source: str | Path) -> RowSource:
         if not (name and equals and value) or name in found:
             raise ValueError(f"{text!r:.200}: after # allowed are split=NAME, rows=N and NAME=COLUMN, each name once")
         found[name] = value
-    split, rows = found.pop("split", "train"), found.pop("rows", None)
+    split, rows = found.pop("split", None), found.pop("rows", None)
     if rows is not None and not (rows.isascii() and rows.isdecimal() and int(rows) > 0):
         raise ValueError(f"{text!r:.200}: rows={rows!r:.40}, allowed is a whole number from 1")
     return RowSource(place, found, split, None if rows is None else int(rows))
@@ -105,6 +105,9 @@ def _rows(source: RowSource) -> Iterator[tuple[int, ReadRow]]:
     path = Path(source.place)
     if path.is_dir() or source.on_hub:
         return _table(_data_set(source))
+    if source.split is not None:
+        _check_there(path)
+        raise ValueError(f"{path}: {_no_split(source.split, {})}")
     if source.suffix in (".csv", ".tsv"):
         return _csv_rows(path, source.columns)
     if source.suffix == ".parquet":
@@ -196,11 +199,24 @@ def _data_set(source: RowSource) -> Iterator[JsonObject]:
         saved = any((path / name).is_file() for name in _SAVED)
         streamed = not source.on_hub or source.rows is not None  # else a copy is kept in the cache
         found = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(source.place, streaming=streamed)
-    if isinstance(found, dict):
-        if source.split not in found:
-            raise ValueError(f"{source.place}: {not_one_of('split', source.split, found)}")
-        found = found[source.split]
+    own = getattr(found, "split", None)  # that a table was saved from
+    splits = found if isinstance(found, dict) else {} if own is None else {str(own): found}
+    if isinstance(found, dict) or source.split is not None:
+        wanted = source.split or "train"
+        if wanted not in splits:
+            raise ValueError(f"{source.place}: {_no_split(wanted, splits)}")
+        found = splits[wanted]
     yield from cast("Dataset | IterableDataset", found)
+
+
+def _no_split(wanted: str, splits: Mapping[str, object]) -> str:
+    return f"{not_one_of('split', wanted, splits)}{'' if splits else ' The data has no splits; leave split= out.'}"
+
+
+def check_hub(source: str) -> None:
+    """Raise FileNotFoundError for a data set that only the hub can have and that is nowhere; reads none."""
+    if (chosen := row_source(source)).on_hub:
+        asks_hub(chosen.place, "dataset")
 
 
 @cache

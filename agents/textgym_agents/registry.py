@@ -14,9 +14,9 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from textgym import Task, TokenVectorEnv
-from textgym.checks import did_you_mean, not_one_of, shown
+from textgym.checks import JsonObject, did_you_mean, not_one_of, shown
 from textgym.files import read_json, recover_folder
-from textgym.registry import AGENTS, Entry, Factory, import_user_module, load_target
+from textgym.registry import AGENTS, TASKS, Entry, Factory, import_user_module, load_target
 from textgym_agents.protocol import METHODS, Agent, complete
 
 if TYPE_CHECKING:
@@ -204,3 +204,21 @@ def make_env(env_id: str, num_envs: int, **options: Any) -> TokenVectorEnv:
         import_user_module(env_id.partition(":")[0])
     made = gym.make_vec(env_id, num_envs=num_envs, autoreset_mode=AutoresetMode.DISABLED, **options)
     return cast(TokenVectorEnv, made)
+
+
+def with_model(env_id: str, options: JsonObject, model: str | None) -> JsonObject:
+    """Return the options of an environment for a training that starts from a model.
+
+    Where they name neither tokenizer nor reference, and the model has a tokenizer other than the built-in one, it is
+    the reference: a task of one's own then takes tokenizer, vocabulary, stop tokens and chat template from it.
+
+    Args:
+        env_id: its full id. options: those that were given. model: a folder or hub id; None for none.
+    """
+    from textgym.codecs.sources import model_tokenizer
+
+    name = env_id.removeprefix("textgym/")
+    if not model or options.keys() & {"tokenizer", "reference"} or name not in TASKS:
+        return options
+    own = "tokenizer" in inspect.signature(TASKS.load(name)).parameters and model_tokenizer(model) is not None
+    return options | {"reference": model} if own else options

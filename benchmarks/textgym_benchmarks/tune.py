@@ -203,7 +203,9 @@ class Tuning:
             check_format(out, read_json(stored), "study")
             for name, value in json.loads(json.dumps(data)).items():
                 if name != "versions" and (before := read_json(stored)[name]) != value:
-                    raise ValueError(f"out={str(out)!r}: holds a study with {name}={before!r}, not {value!r}")
+                    raise ValueError(
+                        f"out={str(out)!r}: holds a study with {name}={before!r}, not {value!r}; choose another"
+                    )
         elif out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ValueError(f"out={str(out)!r}: holds no study; choose another folder")
         else:
@@ -220,6 +222,8 @@ class Tuning:
 
         A trial that was broken off is taken up again, with the same settings. Settings that the agent refuses are a
         failed trial.
+
+        Raises: RuntimeError at once if the agent's own settings fail, as where its model does not fit the task.
         """
         with hold(self.out), disk_full_at(self.out, "run the same command again, which goes on"):
             for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
@@ -231,7 +235,12 @@ class Tuning:
                 if event.kind == "started":
                     yield event.key
                 elif event.kind == "finished":
-                    yield self._take(event)
+                    outcome = self._take(event)
+                    if outcome.name == DEFAULTS and outcome.state == "failed":
+                        raise RuntimeError(
+                            f"the settings of {self.plan.agent} that all trials vary fail: {outcome.error}"
+                        )
+                    yield outcome
 
     def outcomes(self) -> list[TrialOutcome]:
         """Return the trials that have ended, the best first and those that failed last."""

@@ -7,11 +7,15 @@ import json
 import numpy as np
 import optuna
 import pytest
+from chat_tools import bare
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from test_conversation_folders import model_folder
 from textgym_benchmarks.commands.tune import main, write_page
 from textgym_benchmarks.engines import make_engine
 from textgym_benchmarks.suite_folder import read_suite
 from textgym_benchmarks.tune import StudyPlan, TrialOutcome, Tuning, _Pruning, default_space, read_space
+
+from textgym.commands.console import UsageError
 
 PLAN = StudyPlan(
     "textgym/Bandit-v0", "monte-carlo", 128, space={"learning_rate": "0.01..1.0", "schedule": "linear,constant"}
@@ -177,3 +181,35 @@ def test_the_command_shows_and_refuses(tmp_path, capsys):
     for more in (["--trials", "0"], ["--search", "batch"]):
         with pytest.raises(Exception, match=r"--trials 0|--search 'batch': allowed is NAME=LOW..HIGH"):
             main([*words, *more])
+
+
+def test_settings_that_fail_as_they_come_end_the_study_at_once(tmp_path):
+    plan = StudyPlan("textgym/Bandit-v0", "monte-carlo", 64, env={"arm": 3}, space={"learning_rate": "0.1..0.9"})
+    tuning, said = Tuning(plan, tmp_path / "study"), []
+    with pytest.raises(RuntimeError, match=r"the settings of monte-carlo that all trials vary fail: .*arm"):
+        said.extend(tuning.run(make_engine("serial"), 20))
+    assert not tuning.study.trials
+    assert tuning.defaults() is None
+
+
+def test_a_model_brings_its_tokenizer_along(tmp_path, monkeypatch):
+    turn = bare("byte-level").token_to_id("<end_of_turn>")
+    model = str(model_folder(tmp_path / "model", [turn]))
+    plans = []
+
+    class PlannedError(Exception):
+        """The plan is made."""
+
+    def tuning(plan, out):
+        plans.append(plan)
+        raise PlannedError
+
+    monkeypatch.setattr("textgym_benchmarks.tune.Tuning", tuning)
+    words = ["Text-v0", "--agent", "rloo", "--env", 'prompts=["a"]']
+    for more in (["--model", model], ["--set", f"model={model}"], ["--set", f"model={model}", "--model", model]):
+        with pytest.raises(PlannedError):
+            main([*words, *more])
+        assert plans[-1].config == {"model": model}
+        assert plans[-1].env == {"prompts": ["a"], "reference": model}
+    with pytest.raises(UsageError, match="--model 'x': --set has model='y'"):
+        main([*words, "--model", "x", "--set", "model=y"])

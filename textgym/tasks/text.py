@@ -62,9 +62,9 @@ def text_task(
     Terminated when the policy takes a stop id, or after `max_new_tokens` tokens. Never truncated.
 
     ### Arguments
-        prompts: a list of texts, the path of a .txt file (one a line), or rows with "prompt", a text or a list of
-            messages, and data columns: a .jsonl, .csv, .tsv or .parquet file, a folder of `datasets` or a hub id, see
-            `textgym.rows`.
+        prompts: a list of texts or of lists of messages, the path of a .txt file (one a line), or rows with "prompt", a
+            text or a list of messages, and data columns: a .jsonl, .csv, .tsv or .parquet file, a folder of `datasets`
+            or a hub id, see `textgym.rows`.
         eval_prompts: the same, held out; None: the same prompts.
         tune_prompts: the same, held out to choose settings on; None: the same prompts, where eval_prompts is None too,
             else there is no split "tune".

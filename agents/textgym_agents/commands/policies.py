@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from textgym import TokenVectorEnv
 from textgym.checks import MOST_ROWS, Floats, JsonObject, check_count, check_number
 from textgym.commands.console import UsageError, note, number, output, table, untrusted, use_all_cores
 from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse
+from textgym.estimates import Estimate
 from textgym.evaluate import MOST_K, at_k, evaluate
 from textgym.files import plain
 from textgym.interrupts import disk_full_at
@@ -208,7 +210,16 @@ def eval_command(arguments: list[str]) -> None:
     console.print(how_measured(evaluation, optimum), markup=False)
     console.print(str(optimum), markup=False)
     if optimum.value is None and evaluation.objective is not None:
-        console.print(f"J* is at least {evaluation.objective.low:.3f}: this policy reaches it")
+        console.print(_bound(evaluation.objective), markup=False)
+
+
+def _bound(objective: Estimate) -> str:
+    """Return what a policy's J says about J*."""
+    if math.isfinite(objective.low):
+        return f"J* is at least {objective.low:.3f}: this policy reaches it"
+    if math.isfinite(objective.mean):
+        return "a lower bound of J* is not known either: J has no interval (--per-prompt 2 or more gives one)"
+    return "a lower bound of J* is not known either: the KL of this policy, and with it its J, is infinite"
 
 
 @dataclass(frozen=True)

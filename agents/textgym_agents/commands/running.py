@@ -289,11 +289,16 @@ def show_estimate(
 
 def named_agent(arguments: list[str]) -> str:
     """Return the value of `--agent` among command-line words: the other flags depend on it."""
-    name = "lm-ppo"
+    return flag_value(arguments, "--agent") or "lm-ppo"
+
+
+def flag_value(arguments: list[str], flag: str) -> str | None:
+    """Return the last value of a flag among command-line words, or of its key in the file of `--config`."""
+    found = None
     words = with_config(arguments)
     for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word == "--agent":
-            name = following
-        elif word.startswith("--agent="):
-            name = word.removeprefix("--agent=")
-    return name
+        if word == flag:
+            found = following
+        elif word.startswith(f"{flag}="):
+            found = word.removeprefix(f"{flag}=")
+    return found

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
-from inspect import signature
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,10 +11,21 @@ import tyro
 
 from textgym.checks import JsonObject, docstring
 from textgym.commands.console import UsageError, output, untrusted, use_all_cores
-from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse, parse_pair
+from textgym.commands.flags import (
+    EnvId,
+    EnvOptions,
+    checked_words,
+    env_options,
+    find_id,
+    parse,
+    parse_pair,
+    with_config,
+)
 from textgym.files import reading
+from textgym.rows import check_hub
 from textgym_agents.commands.running import (
     TrainDisplay,
+    flag_value,
     how_measured,
     interrupted_run,
     live_report,
@@ -26,7 +36,7 @@ from textgym_agents.commands.running import (
     watched_run,
 )
 from textgym_agents.config import LMPPOConfig, MeasureSettings, OnPolicyConfig, TrainSettings
-from textgym_agents.registry import agent_class, agent_names, config_class, make_config, make_env
+from textgym_agents.registry import agent_class, agent_names, config_class, make_config, make_env, with_model
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.trust import check_trusted
 
@@ -54,7 +64,7 @@ class TrainFlags:
     out: Path | None = None
     """The run's folder; by default the next free runs/NAME-N. What is there is never overwritten."""
     resume: bool = False
-    """Go on with the interrupted run in --out, with the settings that it was started with."""
+    """Go on with the interrupted run in --out, with the ID, agent and settings that it was started with."""
     dry_run: bool = False
     """Learn nothing; say what the run will need in memory, of agents with a policy gradient on an LM."""
     live: bool = False
@@ -64,14 +74,44 @@ class TrainFlags:
     measuring: MeasureSettings = field(default_factory=MeasureSettings)
 
 
+@dataclass(frozen=True)
+class _ResumeFlags(TrainFlags):
+    """Go on with an interrupted training."""
+
+    id: EnvId = ""
+    """The environment; by default that of the run in --out."""
+
+
 def main(arguments: list[str]) -> None:
     """Run the command."""
-    kind = _config_type(named_agent(arguments))
+    words = checked_words(with_config(arguments))
+    before = _run_to_resume(words)
+    words += [] if before is None else [f"--agent={before.agent}"]
+    form = TrainFlags if before is None else _ResumeFlags
+    kind, config = _config_type(named_agent(words)), {}
     if kind is None:
-        run_training(parse(TrainFlags, arguments, "train"), {})
-        return
-    flags, config = parse_pair(TrainFlags, kind, arguments, "train", docstring(TrainFlags), named_agent(arguments))
-    run_training(flags, asdict(config))
+        flags = parse(form, words, "train")
+    else:
+        flags, own = parse_pair(form, kind, words, "train", docstring(TrainFlags), named_agent(words))
+        config = asdict(own)
+    run_training(flags if before is None or flags.id else replace(flags, id=before.id), config)
+
+
+def _run_to_resume(words: list[str]) -> TrainSettings | None:
+    """Return what the run was started with that --resume goes on with, None without; its agent need not be named again.
+
+    Raises: UsageError if another agent is named, or none where the run's is a class of the user's.
+    """
+    out, agent = flag_value(words, "--out"), flag_value(words, "--agent")
+    if out is None or "--resume" not in words:
+        return None
+    before = _started_with(interrupted_run(Path(out)))
+    if agent is None and ":" in before.agent:
+        # A file never chooses what is imported.
+        raise UsageError(f"--agent: the run in {out} needs its class named: --agent {before.agent}")
+    if agent not in (None, before.agent):
+        raise UsageError(f"--agent {agent}: the run in {out} was started with --agent {before.agent}")
+    return before
 
 
 def run_training(flags: TrainFlags, config: JsonObject) -> None:
@@ -107,20 +147,12 @@ def run_training(flags: TrainFlags, config: JsonObject) -> None:
 
 
 def _environment(flags: TrainFlags, config: JsonObject) -> JsonObject:
-    """Return the options of the environment.
-
-    Where they name neither tokenizer nor reference, and --model has a tokenizer other than the built-in one, that model
-    is the reference: a task of one's own then takes tokenizer, vocabulary, stop tokens and chat template from it.
-    """
-    from textgym.codecs.sources import model_tokenizer
-    from textgym.registry import TASKS
-
-    options, model = env_options(flags.env), config.get("model")
-    name = find_id(flags.id).removeprefix("textgym/")
-    if not model or options.keys() & {"tokenizer", "reference"} or name not in TASKS:
-        return options
-    own = "tokenizer" in signature(TASKS.load(name)).parameters and model_tokenizer(model) is not None
-    return options | {"reference": model} if own else options
+    """Return the options of the environment, see `with_model`. Raises: FileNotFoundError for data that are nowhere."""
+    options = env_options(flags.env)
+    for name in ("prompts", "eval_prompts", "tune_prompts"):
+        if isinstance(source := options.get(name), str):
+            check_hub(source)  # which takes a fraction of the time that importing torch does
+    return with_model(find_id(flags.id), options, config.get("model"))
 
 
 def show_memory(flags: TrainFlags, config: JsonObject) -> None:
@@ -136,17 +168,17 @@ def show_memory(flags: TrainFlags, config: JsonObject) -> None:
     show_estimate(model, settings, task.max_prompt_tokens, task.max_new_tokens)
 
 
+def _started_with(folder: RunFolder) -> TrainSettings:
+    stored, known = folder.config(), {each.name for each in fields(TrainSettings)}
+    with reading(folder.path / "config.json", "the run's settings"):
+        return TrainSettings(**{name: value for name, value in stored.items() if name in known})
+
+
 def _stored_settings(
     folder: RunFolder, settings: TrainSettings, flags: TrainFlags, config: JsonObject
 ) -> TrainSettings:
     """Return the settings that a run was started with. Raises: UsageError if a flag asks for something else."""
-    stored = folder.config()
-    known = {each.name for each in fields(TrainSettings)}
-    with reading(folder.path / "config.json", "the run's settings"):
-        before = TrainSettings(**{name: value for name, value in stored.items() if name in known})
-    if ":" in before.agent and flags.agent != before.agent:
-        # A file never chooses what is imported.
-        raise UsageError(f"--agent: the run in {folder.path} needs its class named: --agent {before.agent}")
+    before, known = _started_with(folder), {each.name for each in fields(TrainSettings)}
     if not settings.env:  # options that are typed are the stored ones
         check_trusted(folder.path, before.env)
     flagged = (*fields(TrainFlags), *fields(MeasureSettings))

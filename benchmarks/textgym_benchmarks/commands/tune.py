@@ -14,7 +14,7 @@ import tyro
 
 from textgym.checks import JsonObject
 from textgym.commands.console import UsageError, duration, folded, number, output, table, untrusted
-from textgym.commands.flags import EnvId, EnvOptions, env_options, merged, parse
+from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, merged, parse
 from textgym_benchmarks.selection import full_id
 
 if TYPE_CHECKING:
@@ -51,6 +51,9 @@ class TuneFlags:
     the learning rate and what else decides how the agent learns."""
     set: _Words = ()
     """Settings that all trials have, as in whiten=false."""
+    model: str | None = None
+    """Folder or hub id of the causal LM that all trials start from, as of `textgym train`: a task of your own takes its
+    tokenizer, too."""
     env: EnvOptions = ()
     """Options of the environment, as in max_new_tokens=20; values are JSON or text."""
     engine: Literal["serial", "pool", "ray"] = "pool"
@@ -78,10 +81,15 @@ def main(arguments: list[str]) -> None:
         if not (equals and name and values):
             raise UsageError(f"--search {word!r}: allowed is NAME=LOW..HIGH or NAME=A,B,C")
         space[name] = values
+    from textgym_agents.registry import with_model
+
     from textgym_benchmarks.engines import make_engine
     from textgym_benchmarks.tune import StudyPlan, Tuning
 
-    config, env = env_options(flags.set, "--set"), env_options(flags.env)
+    config = env_options(flags.set, "--set")
+    if flags.model is not None and config.setdefault("model", flags.model) != flags.model:
+        raise UsageError(f"--model {flags.model!r}: --set has model={config['model']!r}; allowed is one of the two")
+    env = with_model(find_id(flags.id), env_options(flags.env), config.get("model"))
     plan = StudyPlan(
         full_id(flags.id), flags.agent, flags.episodes, flags.seeds, config, env, space=space, seed=flags.seed
     )
