@@ -159,4 +159,4 @@ def samples_of(
 def _coordinates(jacobian: Floats) -> Floats:
     """Return rows (E, D) in an orthonormal basis of what they span, (E, min(E, D)): their products are the same."""
     edges, parameters = jacobian.shape
-    return jacobian if edges >= parameters else np.asarray(np.linalg.qr(jacobian.T, mode="r").T)
+    return jacobian if edges >= parameters else np.asarray(np.linalg.qr(jacobian.T, mode="r")).T
