@@ -156,9 +156,9 @@ class Attempt:
         return Interval(*(float(np.exp(end)) for end in (logs.value, logs.low, logs.high)))  # type: ignore[arg-type]
 
     @property
-    def reached(self) -> int:
-        """Seeds in which the entry reached the level."""
-        return sum(each.seconds is not None for each in self.entry)
+    def missed(self) -> int:
+        """Seeds in which the entry did not reach the level."""
+        return sum(each.seconds is None for each in self.entry)
 
 
 def _interval(values: Floats) -> Interval:
@@ -265,7 +265,7 @@ def faults(claim: Attempt, rerun: Attempt) -> list[str]:
     """Return in what a rerun is worse than what was claimed, each by more than chance explains; [] for nothing.
 
     Optimality, and the logarithm of the ratio of times over the seeds that have one: Welch's 95% interval of the
-    difference, which has to reach 0. The rerun may reach the level in one seed fewer.
+    difference, which has to reach 0. The rerun may miss the level in one seed more.
 
     Args: claim, rerun: with different seeds, two at least.
     """
@@ -274,9 +274,9 @@ def faults(claim: Attempt, rerun: Attempt) -> list[str]:
     if low > 0:
         means = f"claimed {claim.optimality.mean():.3f}, rerun {rerun.optimality.mean():.3f}"
         found.append(f"optimality: {means}, {ahead:.3f} [{low:.3f}, {high:.3f}] lower")
-    if rerun.reached < claim.reached - 1:
-        counts = [f"{each.reached} of {len(each.entry)} seeds" for each in (claim, rerun)]
-        found.append(f"level: claimed to be reached in {counts[0]}, rerun in {counts[1]}")
+    if rerun.missed > claim.missed * len(rerun.entry) / len(claim.entry) + 1:
+        counts = [f"{each.missed} of {len(each.entry)} seeds" for each in (claim, rerun)]
+        found.append(f"level: claimed to be missed in {counts[0]}, rerun in {counts[1]}")
     if claim.ratio.value is None:
         return found
     own, other = (np.log(each.ratios[~np.isnan(each.ratios)])[:, None] for each in (claim, rerun))  # (S, 1), (S', 1)

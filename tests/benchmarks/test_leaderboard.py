@@ -113,7 +113,7 @@ def test_the_ratio_is_paired_and_a_seed_that_never_got_there_is_told() -> None:
     assert time_shown(uneven) == "4.00 [2.00, 8.00]"
     missed = attempt_of([0.9, 0.5, 0.9], [2.0, None, 8.0], [1.0, 1.0, None])
     assert missed.ratio.value is None
-    assert missed.reached == 2
+    assert missed.missed == 1
     assert time_shown(missed) == "not reached 1 of 3, unit not reached 1 of 3"
 
 
@@ -143,8 +143,12 @@ def test_a_rerun_may_miss_the_level_in_one_seed_more() -> None:
     claimed = attempt_of(scores, [9.0, 10.0, 11.0])
     assert faults(claimed, attempt_of(scores, [9.0, None, 11.0])) == []
     assert faults(claimed, attempt_of(scores, [None, None, 11.0])) == [
-        "level: claimed to be reached in 3 of 3 seeds, rerun in 1 of 3 seeds"
+        "level: claimed to be missed in 0 of 3 seeds, rerun in 2 of 3 seeds"
     ]
+    many = attempt_of([0.9] * 6, [9.0, None, 11.0, 9.0, None, 11.0])
+    assert faults(attempt_of([0.9] * 6, [9.0, 10.0, 11.0] * 2), claimed) == []  # all seeds of each
+    assert faults(many, attempt_of(scores, [None, None, 11.0])) == []  # a third of three, and one more
+    assert faults(many, attempt_of(scores, [None, None, None]))
     # A claim without a ratio is asked for its seeds alone.
     assert faults(attempt_of(scores, [9.0, None, 11.0]), attempt_of(scores, [90.0, None, None])) == []
     unit_missed = attempt_of(scores, [9.0, 10.0, 11.0], [None, None, 10.0])
