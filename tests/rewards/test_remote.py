@@ -16,7 +16,6 @@ import pytest
 from textgym.rewards import RewardError, RunningNorm, Scorer, TextGymWarning, Weighted, make_reward, remote
 from textgym.rewards.remote import Concurrent
 
-KEY = "sk-planted-0123456789"
 calls: Counter[str] = Counter()
 
 
@@ -24,7 +23,6 @@ calls: Counter[str] = Counter()
 def no_pauses(monkeypatch):
     calls.clear()
     monkeypatch.setattr(remote, "_FIRST_PAUSE", 0.001)
-    monkeypatch.setenv("JUDGE_KEY", KEY)
 
 
 async def score(prompt, completion, **row):
