@@ -114,18 +114,18 @@ def test_what_an_error_quotes_cannot_steer_the_terminal(capsys):
 
 
 def test_an_unexpected_error_is_one_line_too(capsys, monkeypatch):
-    def broken() -> list[str]:
+    def broken(name: str) -> None:
         raise KeyError("boo\nfar")
 
-    monkeypatch.setattr("textgym.commands.list._names", broken)
+    monkeypatch.setattr("textgym.commands.list._row", broken)
     assert_one_line(*run(capsys, "list")[::2], "KeyError", "--debug")
 
 
 def test_ctrl_c_is_one_line(capsys, monkeypatch):
-    def interrupted() -> list[str]:
+    def interrupted(name: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("textgym.commands.list._names", interrupted)
+    monkeypatch.setattr("textgym.commands.list._row", interrupted)
     assert run(capsys, "list") == (130, "", "textgym: interrupted\n")
 
 

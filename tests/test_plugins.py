@@ -271,3 +271,6 @@ for registry, name in ((TASKS, "Bandit-v0"), (REWARDS, "missing"), (REWARDS, "nu
     ]
     assert "entry point of odd-kit 1.0: name='9-lives': allowed are letters" in done.stderr
     assert "entry point of odd-kit 1.0: none='odd_kit': allowed is a function, a class or" in done.stderr
+    listed = python(site, "from textgym.commands.list import main; main([])").stdout
+    assert "textgym/Bandit-v0: task 'Bandit-v0' is taken already by" in listed
+    assert "textgym/Bandit-v3: task 'Bandit-v3': its builder returned 3" in listed

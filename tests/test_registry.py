@@ -69,6 +69,8 @@ def test_every_name_that_ships_leads_somewhere(kind: str, name: str) -> None:
 def test_a_task_says_of_itself_what_its_line_says(name: str) -> None:
     entry, task = TASKS.entry(name), make_task(name)
     assert (entry.family, entry.name) == (task.family, task.name)
+    facts = (task.reward_name, task.vocabulary.size, task.max_new_tokens)
+    assert (entry.reward, entry.vocabulary, entry.horizon) == facts
 
 
 @pytest.mark.parametrize("kind", REGISTRIES)

@@ -92,22 +92,27 @@ class TaskEntry(Entry):
         target, summary, source: see `Entry`; the target goes from the task's options to a `Task`.
         version: N; it rises when reward, observation or termination changes.
         family: "alignment", "verifiable", "style", "diagnostics", "turns" or "text".
+        reward, vocabulary, horizon: of the task as it is by default, its last two in tokens, so that a list need not
+            build it; 0 and "" where only building tells.
     Raises: ValueError for a name that is not made of letters, digits and underscores, or the namespace "textgym".
     """
 
     version: int = 0
     family: str = "text"
+    reward: str = ""
+    vocabulary: int = 0
+    horizon: int = 0
     _form: ClassVar[tuple[str, str]] = (
         r"(?!textgym/)([\w-]+/)?[^\W\d]\w*",
         "are letters, digits and underscores, not starting with a digit; before them a namespace, as in mine/Ask",
     )
 
     @classmethod
-    def read(cls, key: str, target: str, summary: str = "", source: str = "", family: str = "text") -> TaskEntry:
+    def read(cls, key: str, target: str, summary: str = "", source: str = "", **facts: Any) -> TaskEntry:
         """Make the entry of a key NAME-vN; without -vN the version is 0."""
         found = _VERSIONED.fullmatch(key)
         name, version = found.groups() if found else (key, "0")
-        return cls(name, target, summary, source, int(version), family)
+        return cls(name, target, summary, source, int(version), **facts)
 
     @property
     def key(self) -> str:
@@ -175,8 +180,8 @@ class Registry(Generic[E]):
             cannot be loaded; whatever importing a built-in one raises.
         """
         entry = self.entry(name, argument)
-        if entry.key in self._clashes:
-            raise ValueError(f"{self._clashes[entry.key]}; uninstall one of them")
+        if clash := self.clash(entry.key):
+            raise ValueError(clash)
         if not isinstance(entry.target, str):
             return entry.target
         try:
@@ -187,6 +192,11 @@ class Registry(Generic[E]):
             raise ImportError(
                 f"{self.kind} {entry.key!r} of {entry.origin} cannot be loaded: {type(error).__name__}: {error}"
             ) from error
+
+    def clash(self, name: str) -> str:
+        """Return who else claims a name, and what to do; "" where nobody does."""
+        clash = self._clashes.get(self.entry(name).key)
+        return f"{clash}; uninstall one of them" if clash else ""
 
     def summary(self, name: str) -> str:
         """Return one line about a name; for one that cannot be loaded, warn once and say so."""

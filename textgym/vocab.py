@@ -6,6 +6,7 @@ import operator
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Final, SupportsIndex, cast
 
@@ -122,7 +123,25 @@ def load_vocabulary(
     Warns: TextGymWarning of ids in a generation config that are no such tokens, unless the file says that it was
         only derived from a model's config.
     """
-    source = find_source(tokenizer)
+    if tokenizer is stop is vocab_size is chat is model is None:
+        return _builtin_vocabulary()
+    return _load(find_source(tokenizer), stop, vocab_size, chat, model)
+
+
+@cache
+def _builtin_vocabulary() -> Vocabulary:
+    """Return the vocabulary of the built-in world, the same one for all of its tasks."""
+    return _load(find_source(None), None, None, None, None)
+
+
+def _load(
+    source: Source,
+    stop: str | int | Sequence[str | int] | None,
+    vocab_size: int | None,
+    chat: bool | str | None,
+    model: str | Path | None,
+) -> Vocabulary:
+    """Return the vocabulary of a tokenizer that was found, see `load_vocabulary`."""
     codec = source.codec
     size = codec.size
     if vocab_size is not None:

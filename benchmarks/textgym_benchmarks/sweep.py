@@ -68,12 +68,13 @@ def sweep_suite(
     episodes: Sequence[int],
     seeds: int = 1,
     tasks: Sequence[str] = TASKS,
+    first_seed: int = 0,
 ) -> Suite:
     """Return the cells of a sweep, those of the shortest budget first; a cell's label is AGENT NUMBER-OF-SETTINGS.
 
     Args:
         model: folder of a causal LM of stories, for the tasks of `STORY_REWARDS`; None leaves these out.
-        count: settings of each agent, see `design`. episodes: budgets.
+        count: settings of each agent, see `design`. episodes: budgets. seeds: of each cell, from `first_seed` on.
     """
     cells: list[Cell] = []
     for budget in sorted(episodes):
@@ -85,7 +86,8 @@ def sweep_suite(
                     stories = rows(["Text"], [agent], budget, seeds, config, label, STORY_REWARDS)
                     cells += [replace(cell, env=stories_env(model)) for cell in stories]
     evaluation = Evaluation(points=2, per_prompt=2, final_per_prompt=8, optimum_per_prompt=0, split="tune")
-    return Suite("sweep", tuple(cells), "The same settings on every task.", evaluation)
+    fresh = tuple(replace(cell, seed=cell.seed + first_seed) for cell in cells)
+    return Suite("sweep", fresh, "The same settings on every task.", evaluation)
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,8 @@ class SweepFlags:
     """Budgets."""
     seeds: int = 1
     """Of each cell."""
+    first_seed: int = 0
+    """The smallest one; with another than that of the trials, what was chosen is tried on seeds it never saw."""
     workers: int | None = None
     """Processes; by default one for each core."""
     table: bool = False
@@ -215,7 +219,9 @@ def main() -> None:
     flags = tyro.cli(SweepFlags)
     model = None if flags.model is None else flags.model.resolve()
     if not flags.table:
-        suite = sweep_suite(flags.agents, model, flags.settings, flags.episodes, flags.seeds, flags.tasks)
+        suite = sweep_suite(
+            flags.agents, model, flags.settings, flags.episodes, flags.seeds, flags.tasks, flags.first_seed
+        )
         run_suite(suite, flags.out, workers=flags.workers)
     results = load_results(flags.out)
     for budget in flags.episodes:

@@ -59,8 +59,7 @@ class FastCodec(Codec):
         }
         self.control_ids = frozenset(self._forbidden)
         self.added_ids = frozenset(i for i, token in added if token.content.strip())
-        self._aliased: Tokenizer | None = None
-        self._aliases: dict[int, str] = {}
+        self._aliased: tuple[Tokenizer, dict[int, str]] | None = None
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of plain text, see `Codec`."""
@@ -76,10 +75,10 @@ class FastCodec(Codec):
     def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
         """Return the ids of texts and tokens, see `Codec`."""
         # In place of every token stands another added one, which the library finds in the same way.
-        aliased = self._with_aliases({part for part in parts if isinstance(part, int)})
-        text = "".join(self._aliases[part] if isinstance(part, int) else part for part in parts)
+        aliased, aliases = self._with_aliases({part for part in parts if isinstance(part, int)})
+        text = "".join(aliases[part] if isinstance(part, int) else part for part in parts)
         ids = encode_as_text(lambda piece: _encode(aliased, piece), text, self._forbidden)
-        meant = {aliased.token_to_id(alias): token_id for token_id, alias in self._aliases.items()}
+        meant = {aliased.token_to_id(alias): token_id for token_id, alias in aliases.items()}
         return [meant.get(token_id, token_id) for token_id in ids]
 
     @cached_property
@@ -104,19 +103,24 @@ class FastCodec(Codec):
                 token["content"] = _unreadable(token["id"]) if unigram else token["content"]
         return Tokenizer.from_str(json.dumps(written))
 
-    def _with_aliases(self, token_ids: Collection[int]) -> Tokenizer:
-        """Return a tokenizer that finds these tokens by the names in `_aliases`, and no control token by its own."""
-        if self._aliased is None or not self._aliases.keys() >= set(token_ids):
-            names = sorted(self._aliases.keys() | set(token_ids))
+    def _with_aliases(self, token_ids: Collection[int]) -> tuple[Tokenizer, dict[int, str]]:
+        """Return a tokenizer that finds these tokens, and those asked for before, by other names; and the names.
+
+        It finds no control token by its own name.
+        """
+        made = self._aliased
+        if made is None or not made[1].keys() >= set(token_ids):
             letters = str.maketrans("0123456789", "abcdefghij")
-            self._aliases = {i: _ALIAS + f"{i:09}".translate(letters) for i in names}
-            self._aliased = self._without(self.control_ids.union(names))
+            ids = sorted({*token_ids, *(made[1] if made else ())})
+            aliases = {i: _ALIAS + f"{i:09}".translate(letters) for i in ids}
+            aliased = self._without(self.control_ids.union(ids))
             known = self._tokenizer.get_added_tokens_decoder()
-            for token_id, alias in self._aliases.items():
+            for token_id, alias in aliases.items():
                 like = known.get(token_id, AddedToken("", normalized=False))
                 flags = {name: getattr(like, name) for name in ("single_word", "lstrip", "rstrip", "normalized")}
-                self._aliased.add_tokens([AddedToken(alias, **flags)])
-        return self._aliased
+                aliased.add_tokens([AddedToken(alias, **flags)])
+            self._aliased = made = aliased, aliases  # at once: tasks in other threads read it
+        return made
 
     def frame(self) -> tuple[list[int], list[int]]:
         """Return what the post-processor puts before a text and after it."""

@@ -36,11 +36,10 @@ def main(arguments: list[str]) -> None:
     flags = parse(ListFlags, arguments, "list")
     for module in flags.modules:
         import_user_module(module)
-    rows = [_describe(name) for name in _names()]
     if flags.json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps([_describe(name) for name in sorted(TASKS)], indent=2))
     else:
-        _print_table(rows)
+        _print_table([_row(name) for name in sorted(TASKS)])
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,13 @@ def _parameters(name: str) -> str:
     return ", ".join(str(parameter).replace(" = ", "=") for parameter in plain)
 
 
-def _names() -> list[str]:
-    return sorted(TASKS)
+def _row(name: str) -> JsonObject:
+    """Return what the table shows of a task, which is built only where its entry does not say it."""
+    entry = TASKS.entry(name)
+    if not entry.horizon or TASKS.clash(name):
+        return _describe(name)
+    row: JsonObject = {"id": entry.id, "family": entry.family, "summary": TASKS.summary(name)}
+    return row | {"reward": entry.reward, "vocabulary": entry.vocabulary, "horizon": entry.horizon}
 
 
 def _describe(name: str) -> JsonObject:
