@@ -108,11 +108,21 @@ class TaskEntry(Entry):
     )
 
     @classmethod
-    def read(cls, key: str, target: str, summary: str = "", source: str = "", **facts: Any) -> TaskEntry:
+    def read(
+        cls,
+        key: str,
+        target: str,
+        summary: str = "",
+        source: str = "",
+        family: str = "text",
+        reward: str = "",
+        vocabulary: int = 0,
+        horizon: int = 0,
+    ) -> TaskEntry:
         """Make the entry of a key NAME-vN; without -vN the version is 0."""
         found = _VERSIONED.fullmatch(key)
         name, version = found.groups() if found else (key, "0")
-        return cls(name, target, summary, source, int(version), **facts)
+        return cls(name, target, summary, source, int(version), family, reward, vocabulary, horizon)
 
     @property
     def key(self) -> str:
