@@ -29,6 +29,25 @@ def test_a_folder_reads_its_template_as_hugging_face_does(tmp_path: Path) -> Non
         assert vocabulary.conversation.encode("Hello", "a") == applied(tokenizer, "Hello", "a")
 
 
+def test_a_template_of_a_file_replaces_the_tokenizers_own(tmp_path: Path) -> None:
+    file, saved = tmp_path / "own.jinja", tmp_path / "saved"
+    first, *others = TEMPLATES
+    file.write_text(TEMPLATES[first])
+    for template in others:
+        tokenizer = chat_tokenizer("pieces-first", template)
+        vocabulary = load_vocabulary(tokenizer, chat=str(file))
+        tokenizer.chat_template = TEMPLATES[first]
+        assert list(vocabulary.encode_prompt(" Hello?")) == applied(tokenizer, " Hello?")
+    saved.mkdir()
+    vocabulary.save(saved)
+    assert load_vocabulary(saved).encode_prompt(" Hello?") == vocabulary.encode_prompt(" Hello?")
+    with pytest.raises(ValueError, match=r"none\.jinja: there is no such file"):
+        load_vocabulary(chat=str(tmp_path / "none.jinja"))
+    file.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"own\.jinja: the chat template .*UnicodeDecodeError"):
+        load_vocabulary(chat=str(file))
+
+
 TOKEN_FILES: dict[str, tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any] | None]] = {
     "map": ({}, {"bos_token": "<s>", "eos_token": {"content": "</s>", "normalized": False}}, None),
     "map-over-config": ({"bos_token": "[INST]"}, {"bos_token": "<s>", "eos_token": "</s>"}, None),

@@ -16,7 +16,7 @@ from textgym.checks import Bools, JsonObject, TextGymWarning, check_count, did_y
 from textgym.codecs import Codec, Decoder, WordCodec
 from textgym.codecs.chat import MASK, Conversation, FormatTemplate, around, one_message
 from textgym.codecs.protocol import MOST_TOKENS
-from textgym.codecs.sources import Source, encodes_prompts, find_source, generation_stops, model_logits
+from textgym.codecs.sources import Source, encodes_prompts, find_source, generation_stops, model_logits, with_template
 
 BUILTIN_CHAT = "<|user|>{prompt}<|end|><|assistant|>"
 
@@ -114,8 +114,8 @@ def load_vocabulary(
         vocab_size: V, tokens, at most 2^22; a model's number of logits where that is larger than the tokenizer;
             None: as many as the model's config.json says, at least those of the tokenizer.
         chat: None uses the tokenizer's chat template if it has one; True demands one; False uses none;
-            "before{prompt}after" is a template by itself. A tokenizer's template is rendered in a process of
-            its own, and refused after 5 seconds of CPU time.
+            "before{prompt}after" is a template by itself, and FILE.jinja one in Hugging Face's form. A template of
+            this form is rendered in a process of its own, and refused after 5 seconds of CPU time.
         model: folder or hub id of the model whose generation config names the stop tokens, and its config the number
             of logits and whether it is an encoder-decoder, whose prompts end as the tokenizer ends a text; None: the
             stop tokens are those of the folder that the tokenizer is from.
@@ -142,6 +142,8 @@ def _load(
     model: str | Path | None,
 ) -> Vocabulary:
     """Return the vocabulary of a tokenizer that was found, see `load_vocabulary`."""
+    if isinstance(chat, str) and chat.endswith(".jinja"):
+        source, chat = with_template(source, Path(chat)), True
     codec = source.codec
     size = codec.size
     if vocab_size is not None:
@@ -246,7 +248,7 @@ def _conversation(source: Source, chat: bool | str | None) -> Conversation | Non
     if isinstance(chat, str):
         return Conversation(source.codec, FormatTemplate(chat))
     if chat is not None and not isinstance(chat, bool):
-        raise TypeError(f"chat={shown(chat)}: allowed are None, True, False and 'before{{prompt}}after'")
+        raise TypeError(f"chat={shown(chat)}: allowed are None, True, False, 'before{{prompt}}after' and FILE.jinja")
     if chat is False:
         return None
     if source.builtin:

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,18 @@ def alive(scorer: Scorer) -> int:
     return int(process.pid)
 
 
+@pytest.fixture
+def others() -> set[BaseProcess]:
+    """Return the children of earlier tests, whose scorers are garbage that was not collected yet."""
+    return set(multiprocessing.active_children())
+
+
 def environment(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
     """Pays for the names of variables that are set."""
     return [float(name in os.environ) for name in prompts]
 
 
-def test_one_process_serves_many_calls_and_a_hang_costs_no_state() -> None:
+def test_one_process_serves_many_calls_and_a_hang_costs_no_state(others: set[BaseProcess]) -> None:
     reward = Counting()
     scorer = Scorer(reward, "skip", timeout=0.5)
     first = scorer.score(["p"] * 2, ["a", "b"], {"completion_ids": [[1], [2]]})
@@ -46,7 +53,7 @@ def test_one_process_serves_many_calls_and_a_hang_costs_no_state() -> None:
     with pytest.warns(UserWarning, match=r"longer than 0\.5 s"):
         np.testing.assert_array_equal(scorer.score(["p"] * 2, ["a", "bad"]).total, [0, 0])
     assert scorer.failures == {"timeout": 2}
-    assert multiprocessing.active_children() == []
+    assert others.issuperset(multiprocessing.active_children())
     assert scorer.score(["p"], ["a"]).total[0] == 4
     assert alive(scorer) != pid
     reward.seen = 10  # a restored checkpoint reaches the child too
@@ -56,7 +63,7 @@ def test_one_process_serves_many_calls_and_a_hang_costs_no_state() -> None:
     twins = [copy.deepcopy(scorer), pickle.loads(pickle.dumps(scorer))]
     assert all(twin._deadline._process is None for twin in twins)  # type: ignore[union-attr]
     scorer.close()
-    assert multiprocessing.active_children() == []
+    assert others.issuperset(multiprocessing.active_children())
 
 
 def test_a_child_that_dies_is_counted_and_replaced() -> None:
@@ -82,11 +89,13 @@ def test_what_the_reward_raised_is_told_with_its_traceback() -> None:
     deadline.close()
 
 
-def test_a_reward_that_cannot_be_loaded_stops_the_run_whatever_on_error_says() -> None:
+def test_a_reward_that_cannot_be_loaded_stops_the_run_whatever_on_error_says(
+    others: set[BaseProcess],
+) -> None:
     scorer = Scorer(BrokenPickle(), "skip", timeout=0.5)
     with pytest.raises(RuntimeError, match="could not be started: ValueError: invalid literal"):
         scorer.score(["p"], ["a"])
-    assert multiprocessing.active_children() == []
+    assert others.issuperset(multiprocessing.active_children())
 
 
 def from_a_daemon(queue: Any) -> None:

@@ -127,6 +127,18 @@ def _from_files(file: Path) -> Source:
     )
 
 
+def with_template(source: Source, file: Path) -> Source:
+    """Return a tokenizer with the chat template of a file in place of its own.
+
+    Raises: ValueError for a file that is not there, or no UTF-8.
+    """
+    check_file(file)
+    with reading(file, "the chat template"):
+        text = file.read_text(encoding="utf-8")
+    template = JinjaTemplate(text, _named_tokens(source.config))
+    return replace(source, template=template, config={**source.config, "chat_template": text}, builtin=False)
+
+
 def _config(file: Path, tokenizer: Tokenizer) -> JsonObject | None:
     """Return what the files beside a tokenizer.json say, as `AutoTokenizer` reads them; None without any."""
     config_file, map_file = (file.with_name(f"{name}.json") for name in ("tokenizer_config", "special_tokens_map"))

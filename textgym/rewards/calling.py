@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from itertools import chain
 from types import CoroutineType
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Final, Literal, TypeAlias, cast
 
 import numpy as np
 
@@ -249,6 +249,7 @@ class Begun:
     finish: Callable[[list[object]], object]
 
 
+_UNFINISHED: Final = (Begun, CoroutineType)
 Asked = tuple[Caller, Sequence[object], Sequence[object], Columns]
 """A reward, and the prompts, completions and columns that it is asked about."""
 
@@ -275,7 +276,8 @@ def ask_together(asked: Sequence[Asked], finish: Callable[[list[dict[str, Values
 def answered(begin: Callable[[], object]) -> object:
     """Return what a reward answers: what `begin` returns, or what that comes to."""
     with printing_to_stderr():
-        return awaited([begin()])[0]
+        result = begin()
+        return awaited([result])[0] if isinstance(result, _UNFINISHED) else result
 
 
 def awaited(results: Sequence[object]) -> list[object]:
@@ -356,6 +358,7 @@ def check_batch(prompts: Sequence[str], completions: Sequence[str], columns: Col
             raise ValueError(f"column {name!r} has the name of a reward's own argument; another is allowed")
 
 
+_LISTS: Final = (list, tuple)
 _IMMUTABLE = frozenset({str, int, float, bool, bytes, type(None)})
 _DEPTH = 8  # levels of lists and dicts; what lies deeper, or holds itself, is left to deepcopy
 
@@ -367,18 +370,22 @@ def copy_columns(columns: Columns) -> dict[str, object]:
     """
     copies: dict[str, Any] = {}
     for name, column in columns.items():
-        copies[name] = column
         if name == "completion_ids":
             # Rows of token ids are flat by contract; looking at every id would cost more than the reward.
             copies[name] = list(map(list, cast("list[list[int]]", column)))
-        elif isinstance(column, np.ndarray):
-            copies[name] = column.tolist()
-        elif isinstance(column, list | tuple):
-            kinds = set(map(type, column))
-            if kinds == {tuple} and _IMMUTABLE.issuperset(map(type, chain.from_iterable(column))):
-                kinds = set()  # tuples of such values do not change either
-            copies[name] = list(column) if kinds <= _IMMUTABLE else [_copied(value, _DEPTH) for value in column]
+        elif isinstance(column, _LISTS):
+            copies[name] = list(column) if _are_constant(column) else [_copied(value, _DEPTH) for value in column]
+        else:
+            copies[name] = column.tolist() if isinstance(column, np.ndarray) else column
     return copies
+
+
+def _are_constant(column: Sequence[object]) -> bool:
+    """Return whether nothing in a column can change: plain values, or tuples of these."""
+    if _IMMUTABLE.issuperset(map(type, column)):
+        return True
+    tuples = cast("Sequence[tuple[object, ...]]", column)
+    return set(map(type, column)) == {tuple} and _IMMUTABLE.issuperset(map(type, chain.from_iterable(tuples)))
 
 
 def _copied(value: Any, depth: int) -> object:

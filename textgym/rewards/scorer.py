@@ -196,13 +196,14 @@ class Scorer:
         return terms
 
     def _scores(self, terms: dict[str, Values], count: int, faults: Faults) -> Scores:
-        arrays = {name: np.array(values, np.float64) for name, values in terms.items()}
-        totals = _sum(list(arrays.values()))
+        table = np.array(list(terms.values()), np.float64)
+        arrays = dict(zip(terms, table, strict=True))
+        totals = _sum(table)
         if math.isfinite(sum(totals)) and not faults:
             return Scores(np.array(totals), arrays)
         for name, values in terms.items():
             find_faults(values, name, faults)
-        totals = _sum([np.where(np.isnan(array), 0.0, array) for array in arrays.values()])
+        totals = _sum(np.where(np.isnan(table), 0.0, table))
         find_faults(list(totals), self.name, faults)
         total = np.array(totals)
         if faults:
@@ -255,12 +256,12 @@ def scorers_restored(*scorers: Scorer | None) -> Iterator[None]:
             scorer.load_state_dict(state)
 
 
-def _sum(arrays: list[Floats]) -> list[float]:
-    """Add arrays up from left to right; what overflows becomes inf, for the caller to find.
+def _sum(table: Floats) -> list[float]:
+    """Add rows (K, B) up, the first one first; what overflows becomes inf, for the caller to find.
 
     Python's numbers do so without a warning, and for a few texts faster than numpy, which would have to be told.
     """
-    total, *others = [cast("list[float]", array.tolist()) for array in arrays]
+    total, *others = cast("list[list[float]]", table.tolist())
     for each in others:
         total = list(map(add, total, each))
     return total
