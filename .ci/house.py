@@ -16,7 +16,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"textgym": ROOT, "textgym_agents": ROOT / "agents", "textgym_benchmarks": ROOT / "benchmarks"}
 # What stands further down may import what stands further up, and nothing may import against it, lazily or not.
 LAYERS = (
-    ("textgym.files", "textgym.checks", "textgym.registry", "textgym.interrupts", "textgym.sources"),
+    (
+        "textgym.files",
+        "textgym.checks",
+        "textgym.registry",
+        "textgym.interrupts",
+        "textgym.processes",
+        "textgym.sources",
+    ),
     ("textgym.state", "textgym.codecs", "textgym.vocab", "textgym.rows", "textgym.prompts", "textgym.turns"),
     ("textgym.rewards", "textgym.lm", "textgym.grammar"),
     ("textgym.task", "textgym.responders", "textgym.world", "textgym.tasks"),

@@ -23,9 +23,10 @@ ASK = "\nimport json as _json\nprint()\nprint(_json.dumps([eval(_each) for _each
 
 
 def limits() -> None:
-    """Limit what this process may take, just before it becomes the code's."""
+    """Limit what this process may take, just before it becomes the code's; macOS does not limit its memory."""
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    if sys.platform != "darwin":
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE, FILE))
     resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, PROCESSES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

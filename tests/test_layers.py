@@ -94,6 +94,18 @@ def test_importing_textgym_imports_nothing_that_is_not_needed_to_register() -> N
     assert done.stdout == f"{modules}\n"
 
 
+def test_what_posix_alone_has_stands_in_few_places() -> None:
+    names = {"fcntl", "resource", "killpg", "SIGKILL", "SIGPROF", "setrlimit"}
+    found = set()
+    for name in PATHS:
+        for node in ast.walk(tree(name)):
+            used = {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+            used |= {node.attr} if isinstance(node, ast.Attribute) else set()
+            found |= {name} if used & names else set()
+    # The program that renders chat templates imports nothing of ours.
+    assert found == {"textgym.files", "textgym.processes", "textgym.codecs.rendering"}
+
+
 def test_no_two_public_classes_have_one_name() -> None:
     found = Counter(
         node.name

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
 from operator import getitem
@@ -227,6 +228,23 @@ def open_lock(folder: Path) -> IO[str]:
     if os.path.lexists(path):
         check_file(path)
     return path.open("w")
+
+
+def try_to_hold(lock: IO[str], wait: bool = False) -> bool:
+    """Take a lock file until it is closed, and return whether it was free; without POSIX it always is.
+
+    Args:
+        wait: until it is free.
+    """
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def make_folder(path: Path) -> None:

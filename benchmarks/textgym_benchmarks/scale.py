@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import socket
 import string
 import subprocess
@@ -26,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from textgym_agents.config import LMPPOConfig, Parallel
 
+from textgym.processes import peak_memory
 from textgym_benchmarks.engines.jobs import fresh_python
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def run_rank(folder: str, how: Parallel) -> None:
     started, tokens = time.monotonic(), []
     agent.learn(env, settings.batch * settings.iterations, lambda row: tokens.append(row["tokens"]))
     seconds = (time.monotonic() - started) / settings.iterations
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    memory = peak_memory() / 2**20
     row = {"seconds": seconds, "tokens": sum(tokens) / settings.iterations, "memory": memory}
     Path(folder, f"{devices.rank}.json").write_text(json.dumps(row))
     release(agent.policy)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +29,7 @@ from tyro.conf import Positional
 
 from textgym import make_task
 from textgym.commands import console
+from textgym.processes import children_seconds, peak_memory
 from textgym.rewards import RewardSpec, Scorer, make_reward
 from textgym.solver import prefix_tree, solve
 from textgym.vector import TokenVectorEnv
@@ -193,7 +192,7 @@ def import_time(settings: Speed) -> Iterator[Row]:
         lines = [*fresh_python(code), *words.split()], fresh_python("pass")
         ours, peer = (partial(subprocess.run, line, check=True, stdout=subprocess.DEVNULL) for line in lines)
         # CPU seconds of the processes that have ended.
-        pair = time_pair(ours, peer, settings.rounds, lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]))
+        pair = time_pair(ours, peer, settings.rounds, children_seconds)
         seconds = pair.first if words else pair.first - pair.second
         what = f"textgym {words}" if words else "import textgym, without torch"
         yield Row(f"{what}, CPU time", f"{seconds:.2f} s", "", None, f"<= {goal} s", seconds <= goal)
@@ -268,7 +267,7 @@ def train_helpful() -> tuple[float]:
 
     env = make_env(_IDS[1], 256)
     make_agent("lm-ppo", env, batch=256).learn(env, 1024)
-    return (_gigabytes(),)
+    return (peak_memory() / 1e9,)
 
 
 def solver(settings: Speed) -> Iterator[Row]:
@@ -298,7 +297,7 @@ def solve_letters() -> tuple[float, float, float, float]:
     solution = solve(tree)
     solution.likeliest(0)
     assert solution.reference_objective < solution.objective
-    return tree.states, built - start, time.perf_counter() - built, _gigabytes()
+    return tree.states, built - start, time.perf_counter() - built, peak_memory() / 1e9
 
 
 def _in_fresh_process(function: str) -> list[float]:
@@ -306,10 +305,6 @@ def _in_fresh_process(function: str) -> list[float]:
     code = f"import json; from textgym_benchmarks import speed; print(json.dumps(speed.{function}()))"
     output = subprocess.run(fresh_python(code), check=True, capture_output=True, text=True).stdout
     return [float(each) for each in json.loads(output.splitlines()[-1])]
-
-
-def _gigabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def rewards(settings: Speed) -> Iterator[Row]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from textgym_agents.saving import FORMAT, check_format
 
 from textgym.checks import JsonObject
-from textgym.files import make_folder, open_lock, plain, read_json, reading, sync, write_json
+from textgym.files import make_folder, open_lock, plain, read_json, reading, sync, try_to_hold, write_json
 from textgym.interrupts import disk_full_at
 from textgym.registry import TASKS, load_target
 from textgym.sources import versions
@@ -171,13 +171,8 @@ def hold(folder: Path, wait: bool = False) -> Iterator[None]:
     """
     make_folder(folder)
     with open_lock(folder) as lock:
-        if os.name == "posix":
-            import fcntl
-
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise CellBusyError(f"{folder}: another process is at work there") from error
+        if not try_to_hold(lock, wait):
+            raise CellBusyError(f"{folder}: another process is at work there")
         yield
 
 

@@ -205,7 +205,7 @@ def test_a_checkpoint_without_a_run_has_a_card_without_numbers(exported, capsys,
     import shutil
 
     shutil.copytree(exported / "run/checkpoint", tmp_path / "agent")
-    assert run(capsys, "export-model", str(tmp_path / "agent"), "--out", str(tmp_path / "out"))[0] == 0
+    assert run(capsys, "export", str(tmp_path / "agent"), "--out", str(tmp_path / "out"))[0] == 0
     text = (tmp_path / "out/README.md").read_text()
     assert "# rloo\n" in text
     assert "None: the policy is of no finished run." in text

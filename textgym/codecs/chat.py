@@ -9,7 +9,6 @@ import importlib.util
 import json
 import os
 import re
-import select
 import subprocess
 import sys
 import threading
@@ -120,7 +119,7 @@ class JinjaTemplate:
         """Return the conversation, see `Template`; rendered in a process of its own, as it may come from anybody.
 
         Raises: ValueError for a template that cannot be read, refuses the conversation, or takes more than 5 seconds
-            of CPU time or 1 GiB; ModuleNotFoundError without jinja2.
+            of CPU time or 1 GiB, where the system has such limits; ModuleNotFoundError without jinja2.
         """
         messages = read_dialogue(prompt)
         if completion is not None:
@@ -157,19 +156,21 @@ class _Renderer:
             if self._process is None or self._process.poll() is not None:
                 self._process = self._start()
             process = self._process
+            patience = threading.Timer(_SECONDS, process.kill)
+            patience.start()
             try:
                 assert process.stdin is not None
                 assert process.stdout is not None
                 process.stdin.write(request + "\n")
                 process.stdin.flush()
-                if os.name == "posix" and not select.select([process.stdout], [], [], _SECONDS)[0]:
-                    process.kill()
                 answer: dict[str, str] = json.loads(process.stdout.readline())
             except BaseException as error:
                 self.close()  # after an interrupt, too: the answer to come would be read as the next one's
                 if not isinstance(error, OSError | ValueError):
                     raise
                 return {"error": f"it was ended after {rendering.CPU_SECONDS} s"}
+            finally:
+                patience.cancel()
             return answer
 
     def close(self) -> None:

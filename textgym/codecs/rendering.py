@@ -6,6 +6,7 @@ each with a line, a JSON object with `text` or `error`. It imports nothing of Te
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import json
@@ -44,7 +45,8 @@ def _limit() -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
     for kind, most in {resource.RLIMIT_AS: MEMORY, resource.RLIMIT_CORE: 0}.items():
-        resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
+        with contextlib.suppress(ValueError):  # macOS limits no address space, and a limit that is lower stays
+            resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
 
 
 def _rendered(template: str, messages: list[dict[str, str]], variables: dict[str, str]) -> str:

@@ -39,14 +39,15 @@ complete -o default -F _textgym textgym
 class CompletionFlags:
     """Print a script by which a shell completes what is typed behind `textgym`: commands, flags, ids and agents.
 
-    The flags of agents are those of `lm-ppo`. Print it again after an update.
+    The flags of agents are those of `lm-ppo`. Every command is asked for its flags, which takes seconds: keep the script
+    in a file, and print it again after an update.
 
     Example: textgym completion bash
     """
 
     shell: Annotated[Shell, tyro.conf.Positional]
-    """Shell that reads it. bash: `source <(textgym completion bash)` in .bashrc; zsh: the same in .zshrc; fish:
-    `textgym completion fish | source` in config.fish."""
+    """Shell that reads it. bash: `textgym completion bash > ~/.textgym-completion`, and `. ~/.textgym-completion` in
+    .bashrc; zsh: the same in .zshrc; fish: `textgym completion fish > ~/.config/fish/completions/textgym.fish`."""
 
 
 def main(arguments: list[str]) -> None:
@@ -71,7 +72,7 @@ def script(shell: Shell, flags: Mapping[str, Sequence[str]], agents: Iterable[st
         return "".join(f"{line}\n" for line in _fish(flags, agents, ids))
     cases = "\n".join(f'            {name}) words="{" ".join(own)}" ;;' for name, own in flags.items())
     text = _BASH.format(commands=" ".join(flags), agents=" ".join(agents), ids=" ".join(ids), cases=cases)
-    return text if shell == "bash" else "autoload -U +X bashcompinit && bashcompinit\n" + text
+    return text if shell == "bash" else "autoload -U +X compinit bashcompinit && compinit && bashcompinit\n" + text
 
 
 def _fish(flags: Mapping[str, Sequence[str]], agents: Iterable[str], ids: Iterable[str]) -> Iterable[str]:

@@ -186,7 +186,7 @@ class _Heard:
 
 
 # The project's extras, and the modules that each installs.
-_EXTRAS = {
+EXTRAS = {
     "lm": ("torch", "transformers", "safetensors", "accelerate"),
     "rewards": (
         "re2",
@@ -198,13 +198,13 @@ _EXTRAS = {
         "simpleeval",
         "vaderSentiment",
     ),
-    "sb3": ("stable_baselines3", "sb3_contrib"),
+    "sb3": ("stable_baselines3", "sb3_contrib", "psutil"),
     "data": ("minari", "h5py"),
     "lora": ("peft",),
     "dist": ("ray",),
     "tune": ("optuna",),
     "judge": ("openai",),
-    "openenv": ("openenv", "uvicorn"),
+    "openenv": ("openenv", "uvicorn", "fastapi", "starlette", "pydantic"),
     "track": ("trackio", "wandb"),
     "datasets": ("datasets", "pyarrow"),
     "course": ("jupytext", "nbformat"),
@@ -261,7 +261,7 @@ def _explain(error: Exception | Warning | str) -> str:
 
 def _explain_missing(module: str) -> str:
     package = module.split(".")[0]
-    for extra, packages in _EXTRAS.items():
+    for extra, packages in EXTRAS.items():
         if package in packages:
             return f'this needs {package}, which is not installed: pip install "textgym[{extra}]"'
     return f"module {module!r} cannot be found"

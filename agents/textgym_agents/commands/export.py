@@ -39,26 +39,9 @@ class ExportFlags:
     """Make a new repository public, not private."""
 
 
-@dataclass(frozen=True)
-class FormerFlags(ExportFlags):
-    """The same as `textgym export`, under its former name.
-
-    Example: textgym export-model runs/demo-1 --out models/helpful
-    """
-
-
 def main(arguments: list[str]) -> None:
-    """Run `textgym export`."""
-    export(parse(ExportFlags, arguments, "export"))
-
-
-def former(arguments: list[str]) -> None:
-    """Run `textgym export` under its former name."""
-    export(parse(FormerFlags, arguments, "export-model"))
-
-
-def export(flags: ExportFlags) -> None:
     """Write the folder, and push it where that was asked for. Raises: UsageError, with what to type."""
+    flags = parse(ExportFlags, arguments, "export")
     if flags.out is None:
         raise UsageError("--out: the new folder is missing, as in --out models/helpful")
     if flags.push is not None and flags.push.count("/") != 1:

@@ -138,7 +138,7 @@ def _with_adapter(
         raise ValueError(
             f"sampler={sampler!r}: the start's adapter is merged before lora_rank={config.lora_rank} adds another one, "
             "and the server has the model without it; allowed are lora_rank=None, a start without an adapter "
-            "(textgym export-model merges), or sampler=None"
+            "(textgym export merges), or sampler=None"
         )
     shared, sharded = start if name is not None and not is_peft(start) else None, _sharded(config)
     policy = _policy(LMPolicy, task, config, _adapted(start, shared is not None, config), device, recomputes(start))

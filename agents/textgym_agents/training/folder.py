@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from textgym.checks import JsonObject
 from textgym.files import (
@@ -22,6 +22,7 @@ from textgym.files import (
     reading,
     recover_folder,
     sync,
+    try_to_hold,
     write_json,
     write_text,
 )
@@ -228,7 +229,7 @@ class RunFolder:
         """Hold the folder. Raises: ValueError if another process does."""
         with open_lock(self.path) as lock:
             until = time.monotonic() + _PATIENCE
-            while not _try_to_hold(lock):
+            while not try_to_hold(lock):
                 if time.monotonic() > until:
                     raise ValueError(f"{self.path}: {_RUNNING}")
                 time.sleep(_PATIENCE / 20)
@@ -322,19 +323,6 @@ def _is_held(lock: Path) -> bool:
         check_file(lock)
     try:
         with lock.open() as file:
-            return not _try_to_hold(file)
+            return not try_to_hold(file)
     except OSError:  # there is none, or it is not ours to read
         return False
-
-
-def _try_to_hold(lock: IO[str]) -> bool:
-    """Take a lock file until it is closed, and return whether it was free."""
-    if os.name != "posix":
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

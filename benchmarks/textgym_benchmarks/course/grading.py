@@ -13,7 +13,6 @@ import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import traceback
@@ -26,6 +25,7 @@ from typing import Final, Literal
 import numpy as np
 
 from textgym.checks import JsonObject
+from textgym.processes import kill_all
 from textgym_benchmarks.course import solutions
 from textgym_benchmarks.course.chapters import code_of, read_notebook
 from textgym_benchmarks.course.exercises import Case, Exercise, Function, exercise_of, numbers
@@ -306,17 +306,8 @@ def _answer_lines(given: JsonObject, deadline: float) -> tuple[list[tuple[str, J
             out, _ = process.communicate(json.dumps(given).encode(), deadline)
         except subprocess.TimeoutExpired:
             end = f"it did not return within {deadline:g} s"
-            _kill_all(process)
+            kill_all(process)
             out, _ = process.communicate()
-        _kill_all(process)
+        kill_all(process)
     whole = out.decode().rpartition("\n")[0]
     return [line and tuple(line) for line in map(json.loads, whole.splitlines())], end
-
-
-def _kill_all(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and those that it has started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()

@@ -19,6 +19,7 @@ from typing import Final, TextIO
 
 from textgym.checks import not_one_of
 from textgym.interrupts import sigterm_raises
+from textgym.processes import children_seconds, how_it_ended, interrupt
 from textgym_benchmarks.engines.jobs import (
     ONE_THREAD,
     RETRIES,
@@ -102,7 +103,7 @@ class Pool:
         replies: queue.Queue[tuple[_Worker, str]] = queue.Queue()
         running: dict[_Worker, tuple[Job, int]] = {}
         idle: list[_Worker] = []
-        before = _children_seconds()
+        before = children_seconds()
         complete, never_ready = False, 0
         try:
             while True:
@@ -137,7 +138,7 @@ class Pool:
             complete = True
         finally:
             _stop([*running, *idle], kindly=complete)
-            self.cpu_seconds = _children_seconds() - before  # of all processes, from their start to their end
+            self.cpu_seconds = children_seconds() - before  # of all processes, from their start to their end
 
 
 class _Worker:
@@ -170,10 +171,7 @@ class _Worker:
 
     def last_words(self) -> str:
         """Return how the process ended, and the end of what it printed."""
-        code = self.process.wait()
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        if code == -signal.SIGKILL:
-            how += ", by which the system ends what takes too much memory: fewer workers take less"
+        how = how_it_ended(self.process.wait())
         self._errors.seek(0)
         printed = self._errors.read().decode("utf-8", "replace")[-_TAIL:].strip()
         self.close()
@@ -212,7 +210,7 @@ def _stop(workers: Sequence[_Worker], kindly: bool) -> None:
         if kindly:
             worker.close_input()
         elif worker.process.poll() is None:
-            worker.process.send_signal(signal.SIGINT)
+            interrupt(worker.process)
     until = time.monotonic() + _GRACE
     for worker in workers:
         try:
@@ -221,11 +219,6 @@ def _stop(workers: Sequence[_Worker], kindly: bool) -> None:
             worker.process.kill()
             worker.process.wait()
         worker.close()
-
-
-def _children_seconds() -> float:
-    used = os.times()
-    return used.children_user + used.children_system
 
 
 def run_worker() -> None:

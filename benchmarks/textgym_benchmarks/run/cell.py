@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -34,6 +33,7 @@ from textgym.checks import JsonObject
 from textgym.evaluate import evaluate
 from textgym.files import plain, read_json, read_lines
 from textgym.optimum import Optimum, optimum_of
+from textgym.processes import peak_memory
 from textgym.sources import versions
 from textgym.task import Task
 from textgym_benchmarks.results.rows import crossings, curve, run_timing, side_by_side, snapshot
@@ -143,7 +143,7 @@ def probe_cell(cell: JsonObject, evaluation: JsonObject) -> JsonObject:
     points = plan.eval_points if agent.learns else 0
     evaluations = points + (1 + agent.learns) * plan.final_per_prompt / each
     taken = {"learning": learning, "measuring": once * evaluations, "optimum": (worked_out - started) * thicker}
-    return {**taken, "peak": _peak()}
+    return {**taken, "peak": peak_memory()}
 
 
 def _pace(agent: Agent, env: TokenVectorEnv, budget: int) -> float:
@@ -160,15 +160,6 @@ def _pace(agent: Agent, env: TokenVectorEnv, budget: int) -> float:
         marks.append((time.process_time(), episodes))
     (start, before), (end, then) = marks[1 if len(marks) > 2 else 0], marks[-1]
     return (end - start) / max(then - before, 1)
-
-
-def _peak() -> int:
-    """Return the most bytes that this process has held, since it began or since the peak began anew."""
-    with suppress(OSError):
-        return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def plan_of(cell: Cell, settings: Evaluation, task: Task) -> TrainSettings:
