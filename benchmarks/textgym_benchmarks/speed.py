@@ -7,7 +7,6 @@ less: at one thread they are what a quiet machine's clock shows.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 import warnings
@@ -81,8 +80,10 @@ class Speed:
 
     subjects: Positional[tuple[Subject, ...]] = ()
     """Measurements; by default all."""
-    model: Path = Path(os.environ.get("TEXTGYM_SHARED", "../shared")) / "models" / "stories260K"
-    """Causal LM for `rollout` and `ppo`, on one thread."""
+    model: Path = Path("stories260K")
+    """Causal LM for `rollout` and `ppo`, as `python -m textgym_benchmarks.tinyllamas` makes it."""
+    threads: int = 1
+    """Of torch, for these two; the clock of more than one is the wall's."""
     rounds: int = 7
     """Pairs per measurement; medians are reported."""
     only: tuple[str, ...] = ()
@@ -204,7 +205,7 @@ def rollout(settings: Speed) -> Iterator[Row]:
 
     for batch, goal in ((16, 2.0), (_BATCH, 2.5), (256, 2.0)):
         agent, env, generate, _ = _on_model(settings, "exact", batch)
-        pair = time_pair(partial(collect, env, agent.policy, 0, ()), generate, settings.rounds)
+        pair = time_pair(partial(collect, env, agent.policy, 0, ()), generate, settings.rounds, _clock(settings))
         yield _rate(f"tokens/s at batch {batch} through env.step (peer: model.generate)", batch * _NEW, pair, goal)
 
 
@@ -212,12 +213,16 @@ def ppo(settings: Speed) -> Iterator[Row]:
     """Time a PPO iteration beside `model.generate` for its batch, with both KLs, and one plain pass over that batch."""
     for kl, goal in _KINDS.items():
         agent, env, generate, passes = _on_model(settings, kl)
-        pair = time_pair(partial(agent.learn, env, _BATCH), generate, settings.rounds)
+        pair = time_pair(partial(agent.learn, env, _BATCH), generate, settings.rounds, _clock(settings))
         what = f"PPO iteration, {_BATCH} episodes, 4 epochs, kl={kl}, in units of model.generate"
         yield Row(what, f"{pair.first:.3f} s", f"{pair.second:.3f} s", pair.ratio, f"<= {goal}", pair.ratio <= goal)
-    pair = time_pair(passes, generate, settings.rounds)
+    pair = time_pair(passes, generate, settings.rounds, _clock(settings))
     what = "forward and backward pass of the plain model over the same, in units of model.generate"
     yield Row(what, f"{pair.first:.3f} s", f"{pair.second:.3f} s", pair.ratio, "", None)
+
+
+def _clock(settings: Speed) -> Callable[[], float]:
+    return time.process_time if settings.threads == 1 else time.perf_counter
 
 
 def _on_model(settings: Speed, kl: KL, batch: int = _BATCH) -> tuple[LMPPO, TokenVectorEnv, Function, Function]:
@@ -229,7 +234,7 @@ def _on_model(settings: Speed, kl: KL, batch: int = _BATCH) -> tuple[LMPPO, Toke
 
     from textgym.lm.causal import load_causal_lm
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(settings.threads)
     task = make_task(
         "Text",
         tokenizer=AutoTokenizer.from_pretrained(settings.model),

@@ -39,8 +39,8 @@ complete -o default -F _textgym textgym
 class CompletionFlags:
     """Print a script by which a shell completes what is typed behind `textgym`: commands, flags, ids and agents.
 
-    The flags of agents are those of `lm-ppo`. Every command is asked for its flags, which takes seconds: keep the script
-    in a file, and print it again after an update.
+    The flags of agents are those of `lm-ppo`. Every command is asked for its flags, which takes seconds: keep the
+    script in a file, and print it again after an update.
 
     Example: textgym completion bash
     """
