@@ -257,11 +257,14 @@ def test_chat_as_a_plain_format() -> None:
         load_vocabulary(BYTES, chat=3)  # type: ignore[arg-type]
 
 
+LIMITED = pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="no limits of memory there")
+
+
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{{ 'a' * 10**11 }}", "more than 1024 MiB"),
-        ("{{ '%99999999999d' % 1 }}", "OverflowError|more than 1024 MiB"),
+        pytest.param("{{ 'a' * 10**11 }}", "more than 1024 MiB", marks=LIMITED),
+        pytest.param("{{ '%99999999999d' % 1 }}", "OverflowError|more than 1024 MiB", marks=LIMITED),
         ("{{ 'a' * 2**21 }}", "2097152 characters"),
         ("{% for i in range(10**9) %}{% endfor %}", "OverflowError"),
         ("{% if %}", "TemplateSyntaxError"),
@@ -277,6 +280,22 @@ def test_a_chat_template_that_loops_or_explodes_is_ended(template: str, said: st
     with pytest.raises(ValueError, match=f"chat template cannot be rendered: .*(?:{said})"):
         load_vocabulary(tmp_path)
     assert time.monotonic() - started < 30
+
+
+def test_a_template_that_loops_where_nothing_limits_its_cpu_is_ended_by_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert JinjaTemplate("fine {{ messages[0].content }}", {})("b") == "fine b"  # the program has started
+    monkeypatch.setattr("textgym.codecs.chat._SECONDS", 0.3)
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% set n = j %}{% endfor %}{% endfor %}"
+    started = time.monotonic()
+    with pytest.raises(
+        ValueError, match=r"chat template cannot be rendered: .*ended after 5 s of CPU time, or 0\.3 s in all"
+    ):
+        JinjaTemplate(loop, {})("b")
+    assert time.monotonic() - started < 4
+    monkeypatch.undo()
+    assert JinjaTemplate("again {{ messages[0].content }}", {})("b") == "again b"
 
 
 @pytest.mark.slow

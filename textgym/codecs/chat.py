@@ -168,7 +168,7 @@ class _Renderer:
                 self.close()  # after an interrupt, too: the answer to come would be read as the next one's
                 if not isinstance(error, OSError | ValueError):
                     raise
-                return {"error": f"it was ended after {rendering.CPU_SECONDS} s"}
+                return {"error": f"it was ended after {rendering.CPU_SECONDS} s of CPU time, or {_SECONDS:g} s in all"}
             finally:
                 patience.cancel()
             return answer
