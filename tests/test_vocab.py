@@ -289,9 +289,7 @@ def test_a_template_that_loops_where_nothing_limits_its_cpu_is_ended_by_the_cloc
     monkeypatch.setattr("textgym.codecs.chat._SECONDS", 0.3)
     loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% set n = j %}{% endfor %}{% endfor %}"
     started = time.monotonic()
-    with pytest.raises(
-        ValueError, match=r"chat template cannot be rendered: .*ended after 5 s of CPU time, or 0\.3 s in all"
-    ):
+    with pytest.raises(ValueError, match=r"ended after 5 s of CPU time, or 0\.3 s in all"):
         JinjaTemplate(loop, {})("b")
     assert time.monotonic() - started < 4
     monkeypatch.undo()
