@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from textgym.codecs import rendering
 from textgym.codecs.chat import JinjaTemplate, _renderer
 from textgym.codecs.protocol import ByteDecoder
 from textgym.codecs.sources import BUILTIN_FOLDER
@@ -280,6 +282,16 @@ def test_a_chat_template_that_loops_or_explodes_is_ended(template: str, said: st
     with pytest.raises(ValueError, match=f"chat template cannot be rendered: .*(?:{said})"):
         load_vocabulary(tmp_path)
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v is Linux's")
+def test_templates_are_rendered_where_a_lower_limit_of_memory_stands() -> None:
+    request = json.dumps(
+        {"template": "fine {{ messages[0].content }}", "messages": [{"content": "c"}], "variables": {}}
+    )
+    line = f"ulimit -v 900000; exec {sys.executable} -P {rendering.__file__}"
+    done = subprocess.run(["bash", "-c", line], input=request, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"text": "fine c"}
 
 
 def test_a_template_that_loops_where_nothing_limits_its_cpu_is_ended_by_the_clock(

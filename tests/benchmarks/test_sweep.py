@@ -77,6 +77,7 @@ def test_every_setting_runs_on_every_task(tmp_path):
     assert design("lm-ppo", 7)[4:] == [{"lam": 0.95, "value_rate": 1.0}, {"kl": "k1"}, {"epochs": 1}]
     assert design("rloo", 14) == design("rloo", 14)
     assert set(design("lm-ppo", 14)[13]) > {"learning_rate", "lam"}
+    assert {cell.seed for cell in sweep_suite(("rloo",), None, 1, (64,), seeds=2, first_seed=3).cells} == {3, 4}
     assert all("reference" not in cell.env for cell in sweep_suite(("rloo",), None, 1, (64,)).cells)
 
 
