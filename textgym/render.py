@@ -14,12 +14,13 @@ import numpy.typing as npt
 from gymnasium.error import DependencyNotInstalled
 
 from textgym.checks import did_you_mean
-from textgym.state import TokenState
-from textgym.task import Task
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
     from PIL.ImageFont import ImageFont as BitmapFont
+
+    from textgym.state import TokenState
+    from textgym.task import Task
 
     Font = FreeTypeFont | BitmapFont
 

@@ -13,6 +13,7 @@ import unicodedata
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+from functools import cache
 from typing import Final, Literal, get_args
 
 from textgym.checks import check_choice
@@ -65,6 +66,13 @@ _CODES: Final = _words("USD EUR GBP CHF JPY CNY RMB INR CAD AUD US Fr Rs SFr kr 
 _CJK: Final = "十百千万萬亿億兆京拾佰仟半分만억천백십조"
 _COUNTERS: Final = "个個元円圆年月日人岁歳次只本원명개살"
 
+
+@cache
+def _verbose(pattern: str) -> re.Pattern[str]:
+    """Compile a long pattern when it is first needed: that takes up to a tenth of a second."""
+    return re.compile(pattern, re.VERBOSE)
+
+
 # Units that may be glued to a number; any other letters may not.
 _UNIT: Final = rf"""(?:(?:st|nd|rd|th|[kmcd\u00b5\u03bc]?m[{_RAISED}23]?|[km\u00b5\u03bc]?g|[mcd]?[lL]
     | [m\u00b5\u03bcn]?s | km/h|kmh|m/s|mph|kph|fps|lbs?|oz|ft|in|yd|mi|min|mins|sec|secs|hr|hrs|h|d
@@ -75,7 +83,7 @@ _UNIT: Final = rf"""(?:(?:st|nd|rd|th|[kmcd\u00b5\u03bc]?m[{_RAISED}23]?|[km\u00
     | /(?:hour|hr|h|day|week|month|year|yr|person|item|kg|piece)(?![^\W_])
     | \\?[%{_CURRENCY}\u2030] | \u00b0(?:[CFK](?![^\W_]))?)"""
 
-_MEASURED: Final = re.compile(rf"[0-9](?:['\u2019\u2032]|\ ?(?!st|nd|rd|th){_UNIT})$", re.VERBOSE)
+_MEASURED: Final = rf"[0-9](?:['\u2019\u2032]|\ ?(?!st|nd|rd|th){_UNIT})$"
 
 # Words that count, or go on with the number that they follow.
 _MAGNITUDE: Final = _words(
@@ -106,8 +114,7 @@ _GOES_ON: Final = rf"""(?:(?:(?i:{_MAGNITUDE}|{_LETTER}+illions?)|[MTGP]|MM
 _WORD: Final = rf"(?!{_GOES_ON}){_LETTER}"
 
 # What may follow a number, from its last digit on.
-_AFTER: Final = re.compile(
-    rf"""(?:[-\u2010\u2011](?={_WORD}{_LETTER}) (?!{_COUNT}\b) {_LETTER}+ | \ ?{_UNIT})?+
+_AFTER: Final = rf"""(?:[-\u2010\u2011](?={_WORD}{_LETTER}) (?!{_COUNT}\b) {_LETTER}+ | \ ?{_UNIT})?+
     (?:[.,:!?\u2026"'\u201d\u2019\u00bb)\]}}\u3002\uff0c\u3001\uff01\uff1f\uff1a\u300d\u300f\uff09\u3011{_EMOJI}](?!=)
     | \${{1,2}} | \\[)\]%,;!] | </[A-Za-z][\w-]*> | <br\ ?/?> | <\|\w+\|> | <eos> | <pad> | (?P<emphasis>[*_`]+))*+
     (?:\ ?(?:\n|$|[{_SEPARATOR}](?!/)|[-=]+> | \\\\ | \\(?:q?quad|end|to|Right|implies|approx)|[{_EMOJI}])
@@ -116,9 +123,7 @@ _AFTER: Final = re.compile(
     | \ [("'\[\u201c](?=\W|$) | \ [.,:!?)\]}}"'\u201d\u2026](?!=) | \ </?[A-Za-z][\w-]*>
     | \ \*{{1,3}}{_WORD}[^*\n]*\*
     | \ \\[)\]] | \ \$(?=\W|$) | \ \u2014 | \ [-\u2013]\ (?!{_COUNT}\b){_WORD}{_LETTER}
-    | \\,?\ ?\\?(?:text|mathrm)\{{\ ?{_WORD}{_LETTER})""",
-    re.VERBOSE,
-)
+    | \\,?\ ?\\?(?:text|mathrm)\{{\ ?{_WORD}{_LETTER})"""
 
 # What may stand before a number.
 _WRAPPERS: Final = (
@@ -189,7 +194,7 @@ def _ends(left: str, run: str, right: str) -> bool:
         return False
     if re.search(rf"[{_CURRENCY}] ?$", left) and re.match(r" ?(?:m|t|mm)(?![^\W_])", right, re.IGNORECASE):
         return False  # $5m
-    after = _AFTER.match(right)
+    after = _verbose(_AFTER).match(right)
     return after is not None and (after["emphasis"] is None or after["emphasis"] in left)
 
 
@@ -251,7 +256,7 @@ def _apart(before: list[str], head: str, symbols: str, run: str) -> bool:
         return False  # -Fr. 5, -$ 5, 1e 3
     if not bare and previous[0] in "*_`":
         return False  # 3 ** 5
-    if _MEASURED.search(f"{further} {previous}"):
+    if _verbose(_MEASURED).search(f"{further} {previous}"):
         return False  # 5 ft 7, 5' 7
     word = re.search(rf"\\?{_LETTER}+$", bare.rstrip("."))
     if word is None and bare:
