@@ -14,7 +14,7 @@ from textgym_agents.registry import agent_class, config_class
 
 import textgym
 from textgym.commands.completion import flags_of, script
-from textgym.registry import AGENTS, COMMANDS
+from textgym.registry import AGENTS, COMMANDS, TASKS
 
 HOSTILE = "[red]hi[/red] \x1b[31m\u202e"
 
@@ -150,6 +150,15 @@ def test_list_imports_no_torch():
     assert done.returncode == 0
     assert done.stdout.endswith("False\n")
     assert "textgym/Helpful-v0" in done.stdout
+
+
+@pytest.mark.parametrize("module", ["re2", "jsonschema", "llguidance", "vaderSentiment"])
+def test_list_says_what_cannot_be_built_without_an_extra(module):
+    done = child("list", before=BLOCK.format(module=module))
+    assert done.returncode == 0
+    failing = {name for name in TASKS if module in TASKS.entry(name).needs}
+    assert failing
+    assert set(re.findall(r"^textgym/(\S+): .*textgym\[rewards\]", done.stdout, re.MULTILINE)) == failing
 
 
 @pytest.mark.parametrize("columns", [60, 80, 140])

@@ -41,6 +41,12 @@ def test_a_template_of_a_file_replaces_the_tokenizers_own(tmp_path: Path) -> Non
     saved.mkdir()
     vocabulary.save(saved)
     assert load_vocabulary(saved).encode_prompt(" Hello?") == vocabulary.encode_prompt(" Hello?")
+    slow = pytest.importorskip("transformers").ByT5Tokenizer()
+    slow.chat_template = TEMPLATES[others[0]]
+    (saved / "slow").mkdir()
+    load_vocabulary(slow, chat=str(file)).save(saved / "slow")
+    assert type(slow).from_pretrained(saved / "slow").chat_template == TEMPLATES[first]
+    assert slow.chat_template == TEMPLATES[others[0]]
     with pytest.raises(ValueError, match=r"none\.jinja: there is no such file"):
         load_vocabulary(chat=str(tmp_path / "none.jinja"))
     file.write_bytes(b"\xff")

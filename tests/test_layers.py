@@ -99,7 +99,8 @@ def test_what_posix_alone_has_stands_in_few_places() -> None:
     found = set()
     for name in PATHS:
         for node in ast.walk(tree(name)):
-            used = {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+            used = {alias.name for alias in node.names} if isinstance(node, ast.Import | ast.ImportFrom) else set()
+            used |= {node.module} if isinstance(node, ast.ImportFrom) else set()
             used |= {node.attr} if isinstance(node, ast.Attribute) else set()
             found |= {name} if used & names else set()
     # The program that renders chat templates imports nothing of ours.

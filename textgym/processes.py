@@ -12,7 +12,7 @@ from pathlib import Path
 
 def peak_memory() -> int:
     """Return the most bytes that this process has held, since it began or since the peak began anew; 0: not known."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, IndexError):
         return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
     if sys.platform == "win32":
         return 0

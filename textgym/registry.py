@@ -17,7 +17,7 @@ import re
 import sys
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -94,6 +94,7 @@ class TaskEntry(Entry):
         family: "alignment", "verifiable", "style", "diagnostics", "turns" or "text".
         reward, vocabulary, horizon: of the task as it is by default, its last two in tokens, so that a list need not
             build it; 0 and "" where only building tells.
+        needs: modules of an extra that it cannot be built without.
     Raises: ValueError for a name that is not made of letters, digits and underscores, or the namespace "textgym".
     """
 
@@ -102,6 +103,7 @@ class TaskEntry(Entry):
     reward: str = ""
     vocabulary: int = 0
     horizon: int = 0
+    needs: Sequence[str] = ()
     _form: ClassVar[tuple[str, str]] = (
         r"(?!textgym/)([\w-]+/)?[^\W\d]\w*",
         "are letters, digits and underscores, not starting with a digit; before them a namespace, as in mine/Ask",
@@ -118,11 +120,12 @@ class TaskEntry(Entry):
         reward: str = "",
         vocabulary: int = 0,
         horizon: int = 0,
+        needs: Sequence[str] = (),
     ) -> TaskEntry:
         """Make the entry of a key NAME-vN; without -vN the version is 0."""
         found = _VERSIONED.fullmatch(key)
         name, version = found.groups() if found else (key, "0")
-        return cls(name, target, summary, source, int(version), family, reward, vocabulary, horizon)
+        return cls(name, target, summary, source, int(version), family, reward, vocabulary, horizon, tuple(needs))
 
     @property
     def key(self) -> str:

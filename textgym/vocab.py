@@ -203,7 +203,7 @@ def _own_stop_ids(source: Source, model: str | Path | None, conversation: Conver
                 f"stop: the generation config of {place} ends texts at eos_token_id={shown(ids)}, of which "
                 f"{shown(dropped)} are no control tokens of this tokenizer and are left out; stop= can name them",
                 TextGymWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         stops = [i for i in ids if i in known]
         if stops:

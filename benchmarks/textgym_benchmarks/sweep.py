@@ -207,7 +207,8 @@ class SweepFlags:
     seeds: int = 1
     """Of each cell."""
     first_seed: int = 0
-    """The smallest one; with another than that of the trials, what was chosen is tried on seeds it never saw."""
+    """The smallest one. From the number of the trials' seeds on, and in another folder, it tries what they chose on
+    seeds that they never saw."""
     workers: int | None = None
     """Processes; by default one for each core."""
     table: bool = False

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from textgym.codecs import rendering
 from textgym.codecs.protocol import Codec
@@ -156,21 +157,17 @@ class _Renderer:
             if self._process is None or self._process.poll() is not None:
                 self._process = self._start()
             process = self._process
-            patience = threading.Timer(_SECONDS, process.kill)
-            patience.start()
             try:
                 assert process.stdin is not None
                 assert process.stdout is not None
                 process.stdin.write(request + "\n")
                 process.stdin.flush()
-                answer: dict[str, str] = json.loads(process.stdout.readline())
+                answer: dict[str, str] = json.loads(_next_line(process, process.stdout))
             except BaseException as error:
                 self.close()  # after an interrupt, too: the answer to come would be read as the next one's
                 if not isinstance(error, OSError | ValueError):
                     raise
                 return {"error": f"it was ended after {rendering.CPU_SECONDS} s of CPU time, or {_SECONDS:g} s in all"}
-            finally:
-                patience.cancel()
             return answer
 
     def close(self) -> None:
@@ -194,6 +191,22 @@ class _Renderer:
             encoding="utf-8",
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUTF8": "1"},
         )
+
+
+def _next_line(process: subprocess.Popen[str], output: IO[str]) -> str:
+    """Return the next line that a process writes; kill it where that takes longer than `_SECONDS`."""
+    if os.name == "posix":
+        if not select.select([output], [], [], _SECONDS)[0]:
+            process.kill()
+        return output.readline()
+    patience = threading.Timer(_SECONDS, process.kill)  # select knows no pipes there
+    patience.daemon = True
+    patience.start()
+    try:
+        return output.readline()
+    finally:
+        patience.cancel()
+        patience.join()
 
 
 _renderer = _Renderer()

@@ -209,8 +209,10 @@ class SlowCodec(Codec):
         return ids[0] if known else None
 
     def save(self, folder: Path, config: JsonObject) -> None:
-        """Write the tokenizer's own files, which say what `config` does."""
-        self._tokenizer.save_pretrained(folder)
+        """Write the tokenizer's own files, which say what `config` does, with its chat template."""
+        tokenizer = copy.copy(self._tokenizer)
+        tokenizer.chat_template = config.get("chat_template", tokenizer.chat_template)
+        tokenizer.save_pretrained(folder)
 
 
 class WordCodec(Codec):

@@ -45,7 +45,7 @@ def _limit() -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
     for kind, most in {resource.RLIMIT_AS: MEMORY, resource.RLIMIT_CORE: 0}.items():
-        with contextlib.suppress(ValueError):  # macOS limits no address space, and a limit that is lower stays
+        with contextlib.suppress(ValueError):  # macOS limits no address space, and a lower hard limit stays
             resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
 
 

@@ -35,6 +35,13 @@ complete -o default -F _textgym textgym
 """
 
 
+_ZSH: Final = """\
+autoload -U +X compinit bashcompinit
+(( $+functions[compdef] )) || compinit
+bashcompinit
+"""
+
+
 @dataclass(frozen=True)
 class CompletionFlags:
     """Print a script by which a shell completes what is typed behind `textgym`: commands, flags, ids and agents.
@@ -47,7 +54,8 @@ class CompletionFlags:
 
     shell: Annotated[Shell, tyro.conf.Positional]
     """Shell that reads it. bash: `textgym completion bash > ~/.textgym-completion`, and `. ~/.textgym-completion` in
-    .bashrc; zsh: the same in .zshrc; fish: `textgym completion fish > ~/.config/fish/completions/textgym.fish`."""
+    .bashrc; zsh: `textgym completion zsh`, in the same way, in .zshrc; fish: `textgym completion fish >
+    ~/.config/fish/completions/textgym.fish`."""
 
 
 def main(arguments: list[str]) -> None:
@@ -72,7 +80,7 @@ def script(shell: Shell, flags: Mapping[str, Sequence[str]], agents: Iterable[st
         return "".join(f"{line}\n" for line in _fish(flags, agents, ids))
     cases = "\n".join(f'            {name}) words="{" ".join(own)}" ;;' for name, own in flags.items())
     text = _BASH.format(commands=" ".join(flags), agents=" ".join(agents), ids=" ".join(ids), cases=cases)
-    return text if shell == "bash" else "autoload -U +X compinit bashcompinit && compinit && bashcompinit\n" + text
+    return text if shell == "bash" else _ZSH + text
 
 
 def _fish(flags: Mapping[str, Sequence[str]], agents: Iterable[str], ids: Iterable[str]) -> Iterable[str]:

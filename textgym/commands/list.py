@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import inspect
 import json
 from dataclasses import dataclass
@@ -111,12 +113,18 @@ def _parameters(name: str) -> str:
 
 
 def _row(name: str) -> JsonObject:
-    """Return what the table shows of a task, which is built only where its entry does not say it."""
+    """Return what the table shows of a task, which is built only where its entry does not say it, or it may fail."""
     entry = TASKS.entry(name)
-    if not entry.horizon or TASKS.clash(name):
+    if not entry.horizon or TASKS.clash(name) or not all(map(_installed, entry.needs)):
         return _describe(name)
     row: JsonObject = {"id": entry.id, "family": entry.family, "summary": TASKS.summary(name)}
     return row | {"reward": entry.reward, "vocabulary": entry.vocabulary, "horizon": entry.horizon}
+
+
+def _installed(module: str) -> bool:
+    with contextlib.suppress(ModuleNotFoundError):
+        return importlib.util.find_spec(module) is not None
+    return False
 
 
 def _describe(name: str) -> JsonObject:
