@@ -150,13 +150,14 @@ def test_the_home_folder_of_an_option_and_of_a_word_is_the_home_folder(monkeypat
 
 
 def test_an_error_that_ends_a_thread_is_one_line(capsys, monkeypatch):
-    def names() -> list[str]:
+    def described(name: str) -> dict[str, str]:
         thread = threading.Thread(target=lambda: 1 / 0)
         thread.start()
         thread.join()
-        return []
+        return {}
 
-    monkeypatch.setattr("textgym.commands.list._names", names)
+    monkeypatch.setattr("textgym.commands.list.TASKS", ["Stop"])
+    monkeypatch.setattr("textgym.commands.list._describe", described)
     before = threading.excepthook
     code, _, err = run(capsys, "list", "--json")
     assert (code, err.count("\n")) == (0, 1)
@@ -190,10 +191,10 @@ def test_inspect_replaces_no_pipe_and_no_device(tmp_path, out):
     ],
 )
 def test_what_the_machine_has_no_more_of_names_a_remedy(capsys, monkeypatch, error, helps):
-    def broken() -> list[str]:
+    def broken(name: str) -> None:
         raise error
 
-    monkeypatch.setattr("textgym.commands.list._names", broken)
+    monkeypatch.setattr("textgym.commands.list._row", broken)
     code, _, err = run(capsys, "list")
     assert_one_line(code, err, helps, str(error))
     assert "--debug" not in err

@@ -184,7 +184,7 @@ def finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def differences(recorded: Any, found: Any, tolerance: float = 1e-6, at: str = "") -> list[str]:
+def differences(recorded: Any, found: Any, tolerance: float = 1e-5, at: str = "") -> list[str]:
     """Return a line for everything in which two trees of JSON values differ.
 
     Args:
