@@ -169,6 +169,7 @@ def test_list_fits_the_terminal(capsys, monkeypatch, columns):
     row = next(line for line in out.splitlines() if "textgym/Helpful-v0" in line)
     shown = row.split()
     assert [*shown[:2], *shown[3:5]] == ["textgym/Helpful-v0", "alignment", "1024", "40"]
+    assert "Answer questions about the built-in world" in row or columns < 100
     assert shown[2] == "rules" or columns < 80  # where there is little room, a word goes on in the next line
 
 

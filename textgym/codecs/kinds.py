@@ -210,9 +210,8 @@ class SlowCodec(Codec):
 
     def save(self, folder: Path, config: JsonObject) -> None:
         """Write the tokenizer's own files, which say what `config` does, with its chat template."""
-        tokenizer = copy.copy(self._tokenizer)
-        tokenizer.chat_template = config.get("chat_template", tokenizer.chat_template)
-        tokenizer.save_pretrained(folder)
+        self._tokenizer.chat_template = config.get("chat_template", self._tokenizer.chat_template)
+        self._tokenizer.save_pretrained(folder)
 
 
 class WordCodec(Codec):
