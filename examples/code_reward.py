@@ -1,23 +1,27 @@
 """Pay for code that a model writes: it runs in a process of its own, within limits, and is asked some questions.
 
-This is no sandbox. The limits keep an accident small (memory, time, files, processes); they keep out nobody who wants
-to do harm: the code can read what you can read, and reach the network. Run it in a container or a virtual machine
-that holds nothing of worth.
+This is no sandbox. The limits keep an accident small (memory, time, files, and processes unless you are root, whom the
+system does not limit); they keep out nobody who wants to do harm: the code can read what you can read, and reach the
+network. Run it in a container or a virtual machine that holds nothing of worth, as a user other than root, with a limit
+of its own on processes (Docker's --pids-limit).
 
     textgym train Text-v0 --env reward=code_reward:CodeReward prompts=tasks.jsonl timeout=600
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 
-SECONDS, MEMORY, FILE, PROCESSES = 5, 2**29, 2**20, 64  # per completion: CPU time, bytes, bytes of a file
-MOST = 10_000  # characters of output that are read
+SECONDS, MEMORY, FILE, PROCESSES = 5, 2**29, 2**20, 64  # per completion: CPU time, bytes, bytes of a file or of output
+MOST = 10_000  # bytes of output that are read
 # The last line of the output is what the answers are taken from; what the code prints itself stands before it.
 ASK = "\nimport json as _json\nprint()\nprint(_json.dumps([eval(_each) for _each in {questions!r}]))\n"
 
@@ -34,20 +38,22 @@ def limits() -> None:
 
 def answers(code: str, questions: Sequence[str]) -> list[object]:
     """Return what expressions come to after the code has run; [] where it fails, or takes too much."""
-    with tempfile.TemporaryDirectory() as folder:
+    command = [sys.executable, "-I", "-c", code + ASK.format(questions=list(questions))]
+    options = {"stderr": subprocess.DEVNULL, "env": {}, "preexec_fn": limits, "start_new_session": True}
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
+        child = subprocess.Popen(command, stdout=output, cwd=folder, **options)
         try:
-            done = subprocess.run(
-                [sys.executable, "-I", "-c", code + ASK.format(questions=list(questions))],
-                capture_output=True,
-                cwd=folder,
-                env={},
-                preexec_fn=limits,
-                timeout=4 * SECONDS,
-                check=True,
-            )
-            last = done.stdout[-MOST:].decode().splitlines()[-1]
-            found = json.loads(last)
-        except (subprocess.SubprocessError, ValueError, IndexError, OSError):
+            failed = child.wait(timeout=4 * SECONDS)
+        except subprocess.TimeoutExpired:
+            failed = True
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)  # and what it has started
+            child.wait()
+        output.seek(0)
+        try:
+            found = [] if failed else json.loads(output.read()[-MOST:].decode().splitlines()[-1])
+        except (ValueError, IndexError):
             return []
     return found if isinstance(found, list) else []
 

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,15 @@ def test_code_is_paid_for_what_it_answers_and_kept_within_limits(tmp_path):
     found = reward(prompts=["p"] * len(codes), completions=list(codes), tests=[tests] * len(codes), other=[])
     assert found == pytest.approx(list(codes.values()))
     assert (tmp_path / "there").exists()  # as its page says: no sandbox
+
+
+def test_what_the_code_has_started_ends_with_it(tmp_path):
+    file = tmp_path / "later"
+    later = f"import time; time.sleep(1); open({str(file)!r}, 'w').close()"
+    code = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {later!r}])\none = 1"
+    assert load("code_reward").answers(code, ["one"]) == [1]
+    time.sleep(1.5)
+    assert not file.exists()
 
 
 def test_the_notebook_reaches_the_optimum_that_it_prints(monkeypatch, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,25 @@ def test_a_data_set_that_is_nowhere_is_said_at_once(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"some/where: .*no such data set in the cache.*HF_HUB_OFFLINE"):
         read_rankings("some/where")
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        ("textgym.lm.causal", "load_causal_lm"),
+        ("textgym.lm.scoring", "_tokenizer"),
+        ("textgym_agents.rlhf.inputs", "_hub_tokenizer"),
+    ],
+)
+def test_a_model_that_is_nowhere_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, name: str
+) -> None:
+    pytest.importorskip("torch")
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match=r"some/where: .*no such model in the cache.*HF_HUB_OFFLINE"):
+        getattr(import_module(where), name)("some/where")
 
 
 def test_splits_of_a_data_set_have_names(tmp_path: Path) -> None:

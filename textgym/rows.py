@@ -243,6 +243,14 @@ def asks_hub(name: str, kind: Literal["model", "dataset"]) -> bool:
     raise FileNotFoundError(f"{name}: there is no such file or folder, no such {what} in the cache, and {said}")
 
 
+def local_only(model: str | Path) -> bool:
+    """Return whether a model is read without the hub: a folder, or a hub id of which the cache alone can be had.
+
+    Raises: as `asks_hub`.
+    """
+    return Path(model).exists() or not asks_hub(str(model), "model")
+
+
 def _check_there(path: Path) -> None:
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")

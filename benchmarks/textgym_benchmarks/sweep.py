@@ -36,7 +36,7 @@ _DRAWS: Final = 2000
 
 _DESIGN: Final[Sequence[JsonObject]] = (
     {},
-    {"update_kl": 1.0},
+    {"update_kl": 4.0},
     {"learning_rate": 1e-3},
     {"learning_rate": 1e-4},
     {"lam": 0.95, "value_rate": 1.0},
@@ -172,12 +172,19 @@ def spearman_interval(correlation: float, count: int) -> tuple[float, float]:
     return float(np.tanh(middle - wide)), float(np.tanh(middle + wide))
 
 
+def _comparable(regret: Floats) -> bool:
+    """Return whether regrets (S, T) can agree between tasks: fewer than four settings have any order by chance."""
+    return len(regret) >= 4 and len(regret.T) >= 2
+
+
 def print_agreement(found: Mapping[str, Regrets]) -> None:
-    """Print Spearman's correlations between tasks over the settings of all agents. Args: found: by agent."""
+    """Print Spearman's correlations between tasks over four or more settings of all agents. Args: found: by agent."""
     tasks = next(iter(found.values())).tasks
     if any(each.tasks != tasks for each in found.values()):
         return
     lost = np.concatenate([each.regret for each in found.values()])
+    if not _comparable(lost):
+        return
     agree = np.corrcoef(rankdata(lost, axis=0).T)
     shown = table("", *(folded(name, justify="right") for name in tasks), title=f"Spearman, {len(lost)} settings")
     for name, row in zip(tasks, agree, strict=True):
@@ -250,6 +257,8 @@ def print_table(found: Regrets, agent: str, episodes: int, settings: Sequence[Js
         parts = (f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in words)
         console.print(f"{place}: {', '.join(parts) or 'as they come'}", markup=False)
     console.print("*: of the way to the best J that was found; J* is not known well enough", markup=False)
+    if not _comparable(found.regret):
+        return
     agree = rank_correlations(found)
     pairs = agree[np.triu_indices(len(found.tasks), 1)]
     agreement = f"mean {pairs.mean():.2f}, least {pairs.min():.2f}"

@@ -262,7 +262,7 @@ def test_the_learning_rate_settles_in_the_first_iteration(monkeypatch):
         calls.append((agent.iteration, rate))
         return 0.125, "so"
 
-    monkeypatch.setattr("textgym_agents.algorithms.ppo.settled_rate", settled)
+    monkeypatch.setattr("textgym_agents.algorithms.ppo.settled", settled)
     agent.settles, rate = True, agent.learning_rate
     agent.learn(an_env(), 16)
     assert calls == [(1, rate)]

@@ -23,7 +23,7 @@ from textgym_agents.exact.objective import policy_gradient
 from textgym_agents.lm.critic import critic_of
 from textgym_agents.lm.maths import make_targets
 from textgym_agents.lm.metrics import UpdateMeter
-from textgym_agents.lm.nlpo import kl_within_cut
+from textgym_agents.lm.nlpo import log_ratios_within_cut
 from textgym_agents.lm.processors import PackedMasks, Processors
 from textgym_agents.lm.rollout import collect, micro_batches, score_reference, token_kl
 
@@ -124,7 +124,7 @@ def test_a_rollout_takes_what_is_kept_and_its_first_ratio_is_one(seed):
 
 
 @pytest.mark.parametrize("kind", ["exact", "k1"])
-def test_the_kl_within_a_cut_is_from_the_reference_renormalised_over_it(kind):
+def test_log_ratios_within_a_cut_are_to_the_reference_renormalised_over_it(kind):
     agent = moved(3, top_p=0.7, kl=kind)
     rollout = collect(batch_env(agent.task, 64), agent.policy, 0, (STOP,), kind == "exact")
     places = torch.tensor(rollout.rows), torch.tensor(rollout.columns)
@@ -132,15 +132,27 @@ def test_the_kl_within_a_cut_is_from_the_reference_renormalised_over_it(kind):
         own, base = (each.model(rollout.input_ids).logits[places] for each in (agent.policy, agent.reference))
     kept = nucleus(torch.log_softmax(own, -1), 0.7)
     logs, against = (torch.log_softmax(each.masked_fill(~kept, -1e9), -1) for each in (own, base))
-    ratios = logs - against
-    want = (logs.exp() * ratios).sum(-1) if kind == "exact" else ratios.gather(1, rollout.actions[:, None])[:, 0]
+    want = (logs - against).gather(1, rollout.actions[:, None])[:, 0]
     scored = score_reference(agent.reference, rollout, 64, kind == "exact")
     whole = token_kl(rollout, agent.policy, agent.reference, scored, kind)
-    got = kl_within_cut(rollout, agent.policy, agent.reference, whole, agent.config)
+    got = log_ratios_within_cut(rollout, agent.policy, agent.reference, whole, agent.config)
     np.testing.assert_allclose(got, want, atol=1e-5)
     left_out = -torch.log_softmax(base, -1).exp().masked_fill(~kept, 0.0).sum(-1).log()
-    np.testing.assert_allclose(whole - got, left_out, atol=1e-5)
+    if kind == "k1":
+        np.testing.assert_allclose(whole - got, left_out, atol=1e-5)
     assert left_out.mean() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["exact", "k1"])
+def test_log_ratios_without_a_cut_are_to_the_reference_as_it_is(kind):
+    agent = moved(3, top_p=1.0, kl=kind)
+    rollout = collect(batch_env(agent.task, 64), agent.policy, 0, (STOP,), kind == "exact")
+    scored = score_reference(agent.reference, rollout, 64, kind == "exact")
+    whole = token_kl(rollout, agent.policy, agent.reference, scored, kind)
+    got = log_ratios_within_cut(rollout, agent.policy, agent.reference, whole, agent.config)
+    logits, _ = agent.reference.states(rollout.input_ids, torch.tensor(rollout.rows), torch.tensor(rollout.columns))
+    base = torch.log_softmax(logits.detach(), -1).gather(1, rollout.actions[:, None])[:, 0]
+    np.testing.assert_allclose(got, rollout.log_probs - base, atol=1e-5)
 
 
 def test_a_cut_without_an_update_leaves_the_learning_rate_as_large_as_can_be():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 from rich.console import Console
@@ -15,6 +16,11 @@ def test_a_pair_by_hand():
     pair = time_pair(lambda: None, lambda: next(now), 3, lambda: next(now))
     # The second function reads the clock once more, so its calls last 4 seconds.
     assert pair == (2.0, 4.0, 0.5)
+
+
+def test_one_thread_is_timed_by_its_own_seconds_and_several_by_the_wall_clock():
+    assert speed._clock(Speed(("ppo",))) is time.process_time
+    assert speed._clock(Speed(("ppo",), threads=2)) is time.perf_counter
 
 
 def test_rewards_of_a_name_alone_and_scored():

@@ -44,6 +44,7 @@ def test_regrets_by_hand(capsys):
     shown = capsys.readouterr().out
     assert "best found *" in " ".join(shown.split())
     assert "0: as they come\n1: kl k1\n2: learning_rate 0.001" in shown
+    assert "Spearman" not in shown  # three settings have any order by chance
 
 
 def test_errors_and_seeds_widen_the_interval():
@@ -95,3 +96,20 @@ def test_agreement_between_tasks_has_intervals(capsys):
     ranks_b = [5, 6, 3, 4, 1, 2]
     expected = 1 - 6 * sum((a - b) ** 2 for a, b in zip(range(1, 7), ranks_b, strict=True)) / 210
     assert f"{expected:.2f} [" in capsys.readouterr().out
+    print_agreement({"one": found["one"]})
+    assert capsys.readouterr().out == ""
+
+
+def test_one_setting_on_one_task_has_a_table_alone(capsys):
+    found = regrets([result("Helpful-v0", 0, 1.0)], "rloo", 64)
+    print_table(found, "rloo", 64, [{}])
+    print_agreement({"rloo": found})
+    shown = capsys.readouterr().out
+    assert "0: as they come" in shown
+    assert "Spearman" not in shown
+
+
+def test_a_table_of_four_settings_says_how_tasks_agree(capsys):
+    rows = [result(task, place, value) for task in "ab" for place, value in enumerate((0.3, 0.2, 0.1, 0.0))]
+    print_table(regrets(rows, "rloo", 64), "rloo", 64, [{}] * 4)
+    assert "Spearman between tasks, 4 settings: mean 1.00, least 1.00" in capsys.readouterr().out

@@ -217,6 +217,10 @@ def test_what_may_be_a_key_is_not_shown(key):
         ({"rubric": "Is it good?"}, "allowed is a text with {completion} in it"),
         ({"low": 1.0}, "low=1.0: allowed is less than high=1.0"),
         ({"prices": [1.0]}, "prices=.1.0.: allowed are two numbers"),
+        ({"prices": 3}, "prices=3: allowed are two numbers"),
+        ({"base_url": 5}, "base_url=5: allowed is None, or what begins with http://"),
+        ({"base_url": "nonsense"}, "base_url='nonsense': allowed is None, or what begins with http://"),
+        ({"cache": "/no/such/folder/scores"}, "cache='/no/such/folder/scores': .*unable to open database file"),
         ({"model": ""}, "model=''"),
     ],
 )

@@ -34,6 +34,19 @@ async def score(prompt, completion, **row):
     return None if completion == "silent" else len(prompt) + len(completion)
 
 
+def test_what_it_costs_is_counted_under_a_time_limit_too():
+    scorer = Scorer(Concurrent(score, retries=0), "skip", timeout=60)
+    nothing = {"calls": 0, "retries": 0, "cached": 0, "failed": 0}
+    assert scorer.spent() == nothing
+    with pytest.warns(TextGymWarning, match="it is down"):
+        scorer.score(["p"] * 3, ["ab", "never", "ab"])
+    assert scorer.spent() == {**nothing, "calls": 2, "failed": 1}
+    scorer.close()  # the next call has another process, which counts from 0
+    scorer.score(["p"] * 2, ["ab", "abc"])
+    assert scorer.spent() == {**nothing, "calls": 4, "failed": 1}
+    scorer.close()
+
+
 def test_values_retries_and_what_it_costs():
     reward = Concurrent(score, retries=2)
     texts = ["ab", "twice", "never", "silent", "ab"]

@@ -19,7 +19,7 @@ from textgym.codecs.chat import JinjaTemplate, Template
 from textgym.codecs.kinds import FastCodec, SlowCodec, WordCodec
 from textgym.codecs.protocol import Codec
 from textgym.files import check_file, read_json, reading
-from textgym.rows import asks_hub
+from textgym.rows import local_only
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -331,12 +331,12 @@ def model_file(model: str | Path, name: str) -> Path | None:
         file = Path(model) / name
         return file if file.is_file() else None
     try:
-        online = asks_hub(str(model), "model")
+        local = local_only(model)
         from transformers.utils.hub import cached_file
     except ImportError:
         return None
     try:
-        found = cached_file(str(model), name, local_files_only=not online)
+        found = cached_file(str(model), name, local_files_only=local)
     except (OSError, ValueError):  # loading the model itself says what is wrong
         return None
     return None if found is None else Path(found)

@@ -22,6 +22,7 @@ from textgym.lm.checked import choose_backbone
 from textgym.lm.decoder import Decoder
 from textgym.lm.encdec import refuse_encoder_decoder
 from textgym.lm.reference import Observation
+from textgym.rows import local_only
 
 if TYPE_CHECKING:
     from transformers import (
@@ -61,6 +62,7 @@ def load_weights(loader: Loader, name: str | Path, what: str, **options: object)
             str(name),
             trust_remote_code=False,
             use_safetensors=True,
+            local_files_only=local_only(name),
             output_loading_info=True,
             **{"dtype": torch.float32, **options},
         )

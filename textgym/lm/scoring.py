@@ -18,6 +18,7 @@ from textgym.lm.causal import load_weights
 from textgym.lm.checked import undisturbed
 from textgym.lm.encdec import refuse_encoder_decoder
 from textgym.lm.llama import LlamaBackbone, supports
+from textgym.rows import local_only
 from textgym.vocab import Vocabulary, load_vocabulary
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _tokenizer(name: str | Path) -> Path | PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(str(name), trust_remote_code=False, local_files_only=local_only(name))
     except (OSError, ValueError) as error:
         raise ValueError(f"model={str(name)!r}: no tokenizer there ({first_line(error)})") from error
 

@@ -30,7 +30,7 @@ class Deadline:
     """Runs a reward in a spawned child process that lives on between calls.
 
     The reward's `state_dict`, where it has one, travels with every call and comes back, so nothing is lost when the
-    child is killed. What the child prints goes to the standard error.
+    child is killed. What it has spent comes back, too. What the child prints goes to the standard error.
 
     Args:
         reward: picklable, so defined at the top level of a module.
@@ -51,7 +51,13 @@ class Deadline:
         self._connection: Connection | None = None
         self._at_exit: Finalize | None = None
         self._owner = os.getpid()
+        self._spent: dict[str, float] = {}  # by the child
+        self._spent_before: dict[str, float] = {}  # by those that were killed
         self._pickled()
+
+    def spent(self) -> dict[str, float]:
+        """Return what the reward has spent, in all child processes; a call that was killed is missing."""
+        return _sums(_sums(_spent_by(self.reward), self._spent_before), self._spent)
 
     def call(self, method: str, arguments: Mapping[str, object]) -> object:
         """Return `reward.<method>(**arguments)`.
@@ -117,6 +123,7 @@ class Deadline:
         context = multiprocessing.get_context("spawn")
         connection, theirs = context.Pipe()
         self._connection = connection
+        self._spent, self._spent_before = {}, _sums(self._spent_before, self._spent)
         safe = os.environ.get(_SAFE)
         self._process = context.Process(target=_serve, args=(theirs, self._pickled(), safe, self.kind), daemon=True)
         self._owner = os.getpid()
@@ -138,7 +145,8 @@ class Deadline:
             raise RuntimeError(f"the process of {self.kind} {self.name!r} could not be started: {problem}")
         return connection
 
-    def _read(self, outcome: str, value: object, state: object) -> object:
+    def _read(self, outcome: str, value: object, state: object, spent: dict[str, float]) -> object:
+        self._spent = spent
         if outcome == "interrupted":
             raise KeyboardInterrupt(f"raised by {self.kind} {self.name!r}")
         if outcome == "raised":
@@ -168,6 +176,10 @@ class Called:
         Returns: what it returns.
         """
         return self.function(*arguments, **options)
+
+
+def _sums(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+    return {name: first.get(name, 0.0) + second.get(name, 0.0) for name in {**first, **second}}
 
 
 def _put_back(value: str | None) -> None:
@@ -207,12 +219,16 @@ def _answer(reward: Any, request: bytes, kind: str) -> bytes:
             reward.load_state_dict(state)
         (value,) = awaited([getattr(reward, method)(**arguments)])
         state = reward.state_dict() if state is not None else None
-        return pickle.dumps(("value", value, state))
+        return pickle.dumps(("value", value, state, _spent_by(reward)))
     except RewardError as error:
         failure = (str(error), error.kind, error.index, traceback.format_exc())
     except KeyboardInterrupt:
-        return pickle.dumps(("interrupted", None, None))
+        return pickle.dumps(("interrupted", None, None, _spent_by(reward)))
     except BaseException as error:
         message = f"{kind} {reward_name(reward)!r} raised {type(error).__name__}: {error}{users_line(error)}"
         failure = (message, "raises", None, traceback.format_exc())
-    return pickle.dumps(("raised", failure, None))
+    return pickle.dumps(("raised", failure, None, _spent_by(reward)))
+
+
+def _spent_by(reward: object) -> dict[str, float]:
+    return dict(getattr(reward, "spent", dict)())

@@ -12,7 +12,7 @@ import sqlite3
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -248,21 +248,22 @@ class Judge(Asking["AsyncOpenAI"]):
         for argument, value in {"model": model, "rubric": rubric}.items():
             if not isinstance(value, str) or not value:
                 raise ValueError(f"{argument}={shown(value)}: allowed is a text")
+        if base_url is not None and not str(base_url).startswith(("http://", "https://")):
+            raise ValueError(f"base_url={shown(base_url)}: allowed is None, or what begins with http:// or https://")
         self.model, self.base_url, self.key_name = model, base_url, key
         self.rubric = Path(rubric).read_text(encoding="utf-8") if rubric.endswith((".txt", ".md")) else rubric
         self.low, self.high = check_number("low", low), check_number("high", high)
         self.maximum = self.high
         if self.low >= self.high:
             raise ValueError(f"low={low}: allowed is less than high={high}")
-        self.prices = None if prices is None else tuple(check_number("prices", price, 0) for price in prices)
-        if self.prices is not None and len(self.prices) != 2:
+        if prices is not None and not (isinstance(prices, list | tuple) and len(prices) == 2):
             raise ValueError(f"prices={shown(prices)}: allowed are two numbers, for tokens read and written")
+        self.prices = None if prices is None else tuple(check_number("prices", price, 0) for price in prices)
         places = dict.fromkeys(_PLACE.findall(self.rubric))
         if not {"prompt", "completion"} & places.keys():
             raise ValueError("rubric: allowed is a text with {completion} in it, and perhaps {prompt}")
         self._secret()
-        columns = [each for each in places if each not in _TEXTS]
-        super().__init__(name, columns, at_once, retries, seconds, cache)
+        super().__init__(name, [each for each in places if each not in _TEXTS], at_once, retries, seconds, cache)
         self.counts |= dict.fromkeys(("tokens_read", "tokens_written", "unmetered"), 0.0)
 
     def spent(self) -> dict[str, float]:
@@ -319,9 +320,8 @@ class Judge(Asking["AsyncOpenAI"]):
         except ValueError:
             score = None
         if not is_finite(score) or not self.low <= score <= self.high:
-            allowed = f'{{"score": NUMBER}} from {self.low:g} to {self.high:g}'
-            said = self._cut(text or body, 120)
-            raise TryAgainError(f"the judge answered {said!r}; allowed is {allowed}", "wrong_type")
+            said, form = self._cut(text or body, 120), f'{{"score": NUMBER}} from {self.low:g} to {self.high:g}'
+            raise TryAgainError(f"the judge answered {said!r}; allowed is {form}", "wrong_type")
         return float(score)
 
     def _secret(self) -> str:
@@ -380,10 +380,10 @@ def opened(path: Path | None) -> Iterator[sqlite3.Connection]:
 
     Raises: ValueError naming a file that is no such database.
     """
-    with closing(sqlite3.connect(path or ":memory:", timeout=60.0, isolation_level=None)) as database:
+    with ExitStack() as stack:
         try:
-            database.execute("PRAGMA journal_mode=WAL")
-            database.execute("PRAGMA synchronous=NORMAL")
+            database = stack.enter_context(closing(sqlite3.connect(path or ":memory:", 60.0, isolation_level=None)))
+            database.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL")
             database.execute("CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, score REAL)")
         except sqlite3.DatabaseError as error:
             raise ValueError(f"cache={str(path)!r}: it is no database of scores ({error})") from error

@@ -121,7 +121,7 @@ class Scorer:
 
     def spent(self) -> dict[str, float]:
         """Return what scoring has cost so far: calls, tokens, money; {} of a reward that does not say."""
-        return self._caller.spent()
+        return self._caller.spent() if self._deadline is None else self._deadline.spent()
 
     def counts(self) -> dict[str, float]:
         """Return "failures/KIND" -> completions, of all so far, and "spent/NAME" -> what `spent` says."""

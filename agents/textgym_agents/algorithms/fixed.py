@@ -169,7 +169,7 @@ def _tokenizer_of(model: str, who: str) -> object:
     from transformers import AutoTokenizer
     from transformers.utils.hub import cached_file
 
-    from textgym.rows import asks_hub
+    from textgym.rows import local_only
 
     folder = Path(model)
     if (folder / "tokenizer.json").is_file():
@@ -179,9 +179,9 @@ def _tokenizer_of(model: str, who: str) -> object:
     if folder.exists() and not [*folder.glob("*vocab*"), *folder.glob("*.model")]:
         return None
     try:
-        online = asks_hub(model, "model")
-        cached_file(model, "config.json", _raise_exceptions_for_missing_entries=False, local_files_only=not online)
-        return AutoTokenizer.from_pretrained(model, trust_remote_code=False, local_files_only=not online)
+        local = local_only(model)
+        cached_file(model, "config.json", _raise_exceptions_for_missing_entries=False, local_files_only=local)
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=False, local_files_only=local)
     except (OSError, ValueError) as error:
         raise ValueError(f"{who}: no folder, and no model with a tokenizer ({first_line(error)})") from error
 

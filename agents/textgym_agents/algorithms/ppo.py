@@ -25,8 +25,8 @@ from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.gathered import gathered
 from textgym_agents.lm.http_sampler import sampling
 from textgym_agents.lm.maths import Aggregation, Targets
-from textgym_agents.lm.metrics import EntropyController, UpdateMeter, rollout_metrics, settled_rate, warning_signs
-from textgym_agents.lm.nlpo import follow, kl_within_cut
+from textgym_agents.lm.metrics import EntropyController, UpdateMeter, rollout_metrics, settled, warning_signs
+from textgym_agents.lm.nlpo import follow, log_ratios_within_cut
 from textgym_agents.lm.rollout import MicroBatch, Rollout, micro_batches, score_reference, token_kl
 from textgym_agents.protocol import Metrics
 
@@ -49,18 +49,18 @@ class OnPolicyAgent(LMAgent):
         self.learning_rate /= 4 if self.settles else 1  # for the first batch
 
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
-        config, exact = self.config, self.config.kl == "exact"
+        config, exact, gamma = self.config, self.config.kl == "exact", self.task.gamma
         end_ids, behind = self.task.end_ids, self.reference if self.critic else None
         rollout = self._collect(env, self.policy, self._seed(0), end_ids, exact, self.group, behind, self.devices)
         scored = score_reference(self.reference, rollout, config.micro_batch, exact)  # (N, F) or (N,)
         kl = token_kl(rollout, self.policy, self.reference, scored, config.kl)  # (N,)
         if self.settles and self.iteration == 1:  # what lies between policy and reference is the first update
-            moved = kl_within_cut(rollout, self.policy, self.reference, kl, config)
-            self.learning_rate, self.chosen = settled_rate(self.learning_rate, rollout, moved, config, self.devices)
+            moved = log_ratios_within_cut(rollout, self.policy, self.reference, kl, config)
+            self.learning_rate, self.chosen = settled(self.learning_rate, rollout, moved, gamma, config, self.devices)
             self._set_learning_rate()
         rollout, scored, kl = gathered(self.devices, rollout, scored, kl)
         targets, self.rounds = self._targets(rollout, kl), rollout.rounds
-        metrics = rollout_metrics(rollout, kl, self.controller.beta, self.task.gamma)
+        metrics = rollout_metrics(rollout, kl, self.controller.beta, gamma)
         metrics |= self.entropy.follow(metrics)
         metrics |= self._update(rollout, targets, scored) | warning_signs(rollout, targets, self.task, self.group)
         self.controller.update(metrics["objective/kl"], len(rollout.lengths))

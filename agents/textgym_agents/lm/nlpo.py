@@ -82,17 +82,17 @@ def follow(policy: LMPolicy, iterations: int, every: int) -> None:
         policy.cut.copy_from(policy.model)
 
 
-def kl_within_cut(
+def log_ratios_within_cut(
     rollout: Rollout, policy: LMPolicy, reference: LMPolicy, kl: Floats, config: OnPolicyConfig
 ) -> Floats:
-    """Return the KL of each state (N,), nats, from the reference renormalised over the tokens that the cut kept.
+    """Return the log-ratio of each action (N,), nats, to the reference renormalised over the tokens that the cut kept.
 
     What a cut leaves out is as far from the reference before any update: log of the reference's mass on what it keeps.
 
-    Args: policy: the one that has sampled. kl: (N,) from the whole reference, as `token_kl` gives it.
+    Args: policy: the one that has sampled. kl: (N,) from the whole reference, as `token_kl` gives it for `config.kl`.
     """
-    if rollout.kept is None:
+    if rollout.kept is None and config.kl != "exact":
         return kl
-    within = replace(rollout, masks=rollout.kept)
-    scored = score_reference(reference, within, config.micro_batch, config.kl == "exact")
-    return token_kl(within, policy, reference, scored, config.kl)
+    within = rollout if rollout.kept is None else replace(rollout, masks=rollout.kept)
+    scored = score_reference(reference, within, config.micro_batch, everything=False)
+    return token_kl(within, policy, reference, scored, "k1")

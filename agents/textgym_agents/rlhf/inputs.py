@@ -21,7 +21,7 @@ from textgym.lm.encdec import refuse_encoder_decoder
 from textgym.lm.reference import Reference
 from textgym.lm.scoring import Encoded
 from textgym.preferences import Demonstration, Ranking, Reading, collect
-from textgym.rows import numbered_rows, row_source
+from textgym.rows import local_only, numbered_rows, row_source
 from textgym.task import Task
 from textgym.vocab import Vocabulary, load_vocabulary
 from textgym.world import MODEL_PATH
@@ -313,7 +313,9 @@ def _hub_tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=False, local_files_only=local_only(name)
+        )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"base={name!r}: no tokenizer there ({first})") from error
