@@ -41,14 +41,17 @@ def answers(code: str, questions: Sequence[str]) -> list[object]:
     command = [sys.executable, "-I", "-c", code + ASK.format(questions=list(questions))]
     options = {"stderr": subprocess.DEVNULL, "env": {}, "preexec_fn": limits, "start_new_session": True}
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
-        child = subprocess.Popen(command, stdout=output, cwd=folder, **options)
+        try:
+            child = subprocess.Popen(command, stdout=output, cwd=folder, **options)
+        except (subprocess.SubprocessError, ValueError, OSError):  # no text that a system takes for a command
+            return []
         try:
             failed = child.wait(timeout=4 * SECONDS)
         except subprocess.TimeoutExpired:
             failed = True
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)  # and what it has started
+                os.killpg(child.pid, signal.SIGKILL)  # and what it has started, unless that left its group
             child.wait()
         output.seek(0)
         try:

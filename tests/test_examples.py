@@ -65,6 +65,7 @@ def test_code_is_paid_for_what_it_answers_and_kept_within_limits(tmp_path):
         "def double(x): return 2 * x\nprint('hello')": 1.0,
         "def double(x): return x + 2": 1 / 3,
         "def double(x": 0.0,
+        "double = '\0'": 0.0,
         "while True: pass": 0.0,
         "double = lambda x: 'x' * 2**34": 0.0,
         "open('here', 'w').write('x' * 2**22)\ndouble = lambda x: 2 * x": 0.0,
@@ -80,12 +81,21 @@ def test_code_is_paid_for_what_it_answers_and_kept_within_limits(tmp_path):
 
 
 def test_what_the_code_has_started_ends_with_it(tmp_path):
-    file = tmp_path / "later"
-    later = f"import time; time.sleep(1); open({str(file)!r}, 'w').close()"
-    code = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {later!r}])\none = 1"
-    assert load("code_reward").answers(code, ["one"]) == [1]
-    time.sleep(1.5)
-    assert not file.exists()
+    fcntl, resource = pytest.importorskip("fcntl"), pytest.importorskip("resource")
+    module = load("code_reward")
+    module.PROCESSES = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    holds = f"import fcntl, time; file = open({str(tmp_path / 'lock')!r}, 'w'); fcntl.flock(file, fcntl.LOCK_EX)"
+    waits = f"{holds}; print('held', flush=True); time.sleep(60)"
+    code = "import subprocess, sys\nchild = subprocess.Popen([sys.executable, '-c', {!r}], stdout=subprocess.PIPE)\n"
+    assert module.answers(f"{code.format(waits)}held = child.stdout.readline().decode()", ["held"]) == ["held\n"]
+    until = time.monotonic() + 20
+    with (tmp_path / "lock").open("w") as file:
+        while True:
+            try:
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                assert time.monotonic() < until
+                time.sleep(0.05)
 
 
 def test_the_notebook_reaches_the_optimum_that_it_prints(monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """What every agent on a language model does with settings, checkpoints, and models and environments that do not fit."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -296,15 +297,27 @@ def test_what_the_first_batch_has_moved_settles_the_learning_rate(kl, tmp_path):
         return env
 
     rows, broken, env, again = [], RLOO(task, config), fresh(), fresh()
-    whole = RLOO(task, config)
-    whole.learn(env, 48, lambda row: rows.append(row))
-    moved = float(whole.chosen.split("moved the policy by ")[1].split()[0])
-    signal = float(whole.chosen.split("times ")[1].split(":")[0])
-    assert 0.1 <= signal <= 1
-    wanted = 0.32 * signal * 16 / 256
-    found = 1.25e-4 * min(max((wanted / moved) ** 0.5, 0.1), 30)
-    assert [row["lr"] for row in rows] == pytest.approx([1.25e-4, found, found], rel=0.03)  # two digits of `signal`
-    assert moved > 0
+    whole, seen = RLOO(task, config), []
+
+    def spy(rate, rollout, log_ratios, gamma, *rest):
+        places = torch.tensor(rollout.rows), torch.tensor(rollout.columns)
+        with torch.no_grad():
+            logits = (each.model(rollout.input_ids).logits[places] for each in (whole.policy, whole.reference))
+            own, base = (torch.log_softmax(each, -1).gather(1, rollout.actions[:, None])[:, 0] for each in logits)
+        seen.append((np.bincount(rollout.rows, own - base), np.bincount(rollout.rows, rollout.rewards), gamma))
+        return settled(rate, rollout, log_ratios, gamma, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("textgym_agents.algorithms.ppo.settled", spy)
+        whole.learn(env, 48, lambda row: rows.append(row))
+    ((moves, found, gamma),) = seen
+    moved, correlation = float(np.mean(moves**2) / 2), float(np.corrcoef(moves, found)[0, 1])
+    assert (moved > 0, gamma) == (True, task.gamma)
+    wanted = 0.32 * max(correlation, 0.1) * 16 / 256
+    rate = 1.25e-4 * min(max((wanted / moved) ** 0.5, 0.1), 30)
+    assert [row["lr"] for row in rows] == pytest.approx([1.25e-4, rate, rate], rel=1e-3)
+    assert f"moved the policy by {moved:.3g} nats" in whole.chosen
+    assert f"scores correlate by {correlation:.3g})" in whole.chosen
     # A checkpoint before it is settled loses nothing.
     broken.learn(again, 48, lambda row: True)
     broken.save(tmp_path / "agent")
@@ -339,27 +352,50 @@ def test_a_learning_rate_that_is_given_stays(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rewards", "move", "moved", "signal", "factor"),
+    ("rewards", "move", "moved", "correlation", "factor"),
     [
         ([1.0, 0.0, 1.0, 0.0], 1.0, 0.75, 2 / 5**0.5, (2 / 5**0.5 / 0.75) ** 0.5),
-        ([0.0, 1.0, 0.0, 1.0], 1.0, 0.75, 0.1, (0.1 / 0.75) ** 0.5),  # the move has made the reward worse
-        ([1.0, 1.0, 1.0, 1.0], 1.0, 0.75, 0.1, (0.1 / 0.75) ** 0.5),
-        ([1.0, 0.0, 1.0, 0.0], 0.0, 0.0, 0.1, 30),
+        ([1e-9, 0.0, 1e-9, 0.0], 1.0, 0.75, 2 / 5**0.5, (2 / 5**0.5 / 0.75) ** 0.5),  # in any unit
+        ([0.0, 1.0, 0.0, 1.0], 1.0, 0.75, -2 / 5**0.5, (0.1 / 0.75) ** 0.5),  # the move has made the reward worse
+        ([1.0, 1.0, 1.0, 1.0], 1.0, 0.75, 0.0, (0.1 / 0.75) ** 0.5),
+        ([1.0, 0.0, 1.0, 0.0], 0.01, 7.5e-5, 2 / 5**0.5, 30),
         ([1.0, 0.0, 1.0, 0.0], 100.0, 7500.0, 2 / 5**0.5, 0.1),
     ],
 )
-def test_the_rate_follows_what_was_moved_and_how_much_of_it_is_signal_within_bounds(
-    rewards, move, moved, signal, factor
+@pytest.mark.parametrize(("gamma", "rounds"), [(1.0, 1), (0.5, 2)])
+def test_the_rate_follows_what_was_moved_and_where_within_bounds(
+    rewards, move, moved, correlation, factor, gamma, rounds
 ):
-    """By hand: log-ratios of 1, -1, 2 and 0 have the mean 1/2 and the variance 5/4, and the rewards that of 1/4."""
+    """By hand: log-ratios of 1, -1, 2 and 0 have the mean 1/2 and the variance 5/4, and the scores that of 1/4."""
     rollout = SimpleNamespace(
         rows=np.array([0, 0, 1, 2, 3]),
         steps=np.array([0, 1, 0, 0, 0]),
-        rewards=np.array([0.0, *rewards]),
+        rewards=np.array([0.0, rewards[0] / gamma, *rewards[1:]]),
         lengths=np.array([2, 1, 1, 1]),
-        rounds=1,
+        rounds=rounds,
     )
     log_ratios = move * np.array([3.0, -2.0, -1.0, 2.0, 0.0])
-    rate, why = settled(1e-5, rollout, log_ratios, 1.0, RLOOConfig(update_kl=64.0))
+    rate, why = settled(1e-5, rollout, log_ratios, gamma, RLOOConfig(update_kl=64.0 * rounds))
     assert rate == pytest.approx(1e-5 * factor)
-    assert f"moved the policy by {moved:.3g} nats a sequence, wanted are {signal:.3g} " in why
+    toward = max(correlation, 0.1)
+    assert f"moved the policy by {moved:.3g} nats a sequence, wanted are {toward:.3g} " in why
+    assert f"times {toward:.3g}: log-ratios and scores correlate by {correlation:.3g})" in why
+    assert settled(1e-5, rollout, 0 * log_ratios, gamma, RLOOConfig()) == (1e-5, "")
+
+
+def test_the_rate_waits_for_a_batch_from_which_something_was_learned():
+    task = tiny_task()
+    agent = RLOO(task, RLOOConfig(batch=8, device="cpu", schedule="constant", kl="k1"))
+    agent.settles, agent.learning_rate = True, 1e-4
+    env, paid = TokenVectorEnv(task, 8, autoreset_mode=AutoresetMode.DISABLED), [0.0, 0.0, 1.0, 1.0]
+    collect, rows = agent._collect, []
+
+    def collected(*arguments):
+        rollout = collect(*arguments)
+        return dataclasses.replace(rollout, rewards=paid[agent.iteration] * np.arange(len(rollout.rewards)))
+
+    agent._collect = collected
+    agent.learn(env, 32, lambda row: rows.append(row["lr"]))
+    assert rows[:3] == [1e-4] * 3  # the third batch is the first that teaches
+    assert rows[3] != 1e-4
+    assert agent.chosen

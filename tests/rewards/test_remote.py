@@ -35,8 +35,9 @@ async def score(prompt, completion, **row):
 
 
 def test_what_it_costs_is_counted_under_a_time_limit_too():
-    scorer = Scorer(Concurrent(score, retries=0), "skip", timeout=60)
     nothing = {"calls": 0, "retries": 0, "cached": 0, "failed": 0}
+    reward = Concurrent(score, retries=0)
+    scorer = Scorer(reward, "skip", timeout=60)
     assert scorer.spent() == nothing
     with pytest.warns(TextGymWarning, match="it is down"):
         scorer.score(["p"] * 3, ["ab", "never", "ab"])
@@ -45,6 +46,13 @@ def test_what_it_costs_is_counted_under_a_time_limit_too():
     scorer.score(["p"] * 2, ["ab", "abc"])
     assert scorer.spent() == {**nothing, "calls": 4, "failed": 1}
     scorer.close()
+    Scorer(reward).score(["p"], ["ab"])  # what was spent before goes on, and counts once
+    scorer = Scorer(reward, timeout=60)
+    assert scorer.spent() == {**nothing, "calls": 1}
+    for calls in (2, 3):
+        scorer.score(["p"], ["ab"])
+        assert scorer.spent() == {**nothing, "calls": calls}
+        scorer.close()
 
 
 def test_values_retries_and_what_it_costs():

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
+from types import MappingProxyType
 from typing import Any, cast
 
 from textgym.checks import is_finite, shown, users_line
@@ -51,13 +52,12 @@ class Deadline:
         self._connection: Connection | None = None
         self._at_exit: Finalize | None = None
         self._owner = os.getpid()
-        self._spent: dict[str, float] = {}  # by the child
-        self._spent_before: dict[str, float] = {}  # by those that were killed
+        self._spent = _spent_by(reward)
         self._pickled()
 
     def spent(self) -> dict[str, float]:
-        """Return what the reward has spent, in all child processes; a call that was killed is missing."""
-        return _sums(_sums(_spent_by(self.reward), self._spent_before), self._spent)
+        """Return what the reward has spent, before and in all child processes; calls that were killed are missing."""
+        return dict(self._spent)
 
     def call(self, method: str, arguments: Mapping[str, object]) -> object:
         """Return `reward.<method>(**arguments)`.
@@ -123,7 +123,6 @@ class Deadline:
         context = multiprocessing.get_context("spawn")
         connection, theirs = context.Pipe()
         self._connection = connection
-        self._spent, self._spent_before = {}, _sums(self._spent_before, self._spent)
         safe = os.environ.get(_SAFE)
         self._process = context.Process(target=_serve, args=(theirs, self._pickled(), safe, self.kind), daemon=True)
         self._owner = os.getpid()
@@ -146,7 +145,7 @@ class Deadline:
         return connection
 
     def _read(self, outcome: str, value: object, state: object, spent: dict[str, float]) -> object:
-        self._spent = spent
+        self._spent |= {name: self._spent.get(name, 0.0) + more for name, more in spent.items()}
         if outcome == "interrupted":
             raise KeyboardInterrupt(f"raised by {self.kind} {self.name!r}")
         if outcome == "raised":
@@ -176,10 +175,6 @@ class Called:
         Returns: what it returns.
         """
         return self.function(*arguments, **options)
-
-
-def _sums(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
-    return {name: first.get(name, 0.0) + second.get(name, 0.0) for name in {**first, **second}}
 
 
 def _put_back(value: str | None) -> None:
@@ -213,22 +208,26 @@ def _serve(connection: Connection, pickled: bytes, safe: str | None, kind: str) 
 
 def _answer(reward: Any, request: bytes, kind: str) -> bytes:
     """Run one call; whatever goes wrong becomes part of the answer."""
+    before: dict[str, float] = {}
     try:
         method, arguments, state = pickle.loads(request)
         if state is not None:
             reward.load_state_dict(state)
+        before = _spent_by(reward)
         (value,) = awaited([getattr(reward, method)(**arguments)])
         state = reward.state_dict() if state is not None else None
-        return pickle.dumps(("value", value, state, _spent_by(reward)))
+        return pickle.dumps(("value", value, state, _spent_by(reward, before)))
     except RewardError as error:
         failure = (str(error), error.kind, error.index, traceback.format_exc())
     except KeyboardInterrupt:
-        return pickle.dumps(("interrupted", None, None, _spent_by(reward)))
+        return pickle.dumps(("interrupted", None, None, _spent_by(reward, before)))
     except BaseException as error:
         message = f"{kind} {reward_name(reward)!r} raised {type(error).__name__}: {error}{users_line(error)}"
         failure = (message, "raises", None, traceback.format_exc())
-    return pickle.dumps(("raised", failure, None, _spent_by(reward)))
+    return pickle.dumps(("raised", failure, None, _spent_by(reward, before)))
 
 
-def _spent_by(reward: object) -> dict[str, float]:
-    return dict(getattr(reward, "spent", dict)())
+def _spent_by(reward: object, before: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
+    """Return what a reward has spent, less what it had spent before; {} of one that does not say."""
+    found: dict[str, float] = getattr(reward, "spent", dict)()
+    return {name: value - before.get(name, 0.0) for name, value in found.items()}

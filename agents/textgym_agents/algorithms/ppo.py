@@ -54,7 +54,7 @@ class OnPolicyAgent(LMAgent):
         rollout = self._collect(env, self.policy, self._seed(0), end_ids, exact, self.group, behind, self.devices)
         scored = score_reference(self.reference, rollout, config.micro_batch, exact)  # (N, F) or (N,)
         kl = token_kl(rollout, self.policy, self.reference, scored, config.kl)  # (N,)
-        if self.settles and self.iteration == 1:  # what lies between policy and reference is the first update
+        if self.settles and self.iteration and not self.chosen:  # since the reference there was the first update alone
             moved = log_ratios_within_cut(rollout, self.policy, self.reference, kl, config)
             self.learning_rate, self.chosen = settled(self.learning_rate, rollout, moved, gamma, config, self.devices)
             self._set_learning_rate()

@@ -18,7 +18,7 @@ from textgym_agents.lm.rollout import Rollout
 from textgym_agents.protocol import Metrics
 
 _SMALLEST = 1e-8  # An adaptive beta that reached 0 could never rise again.
-_LEAST_SIGNAL = 0.1  # The standard error of a correlation of 100 episodes.
+_LEAST_CORRELATION = 0.1  # The standard error of a correlation of 100 episodes.
 
 
 def rollout_metrics(rollout: Rollout, kl: Floats, beta: float, gamma: float) -> Metrics:
@@ -179,26 +179,29 @@ def settled(
 ) -> tuple[float, str]:
     """Return the learning rate at which an update moves the policy as `update_kl` says, and why it is that one.
 
-    Adam's step is in proportion to the rate, and the KL of a small move to its square. How much of the move is signal
-    is how its log-ratios correlate with the scores of a batch that it did not learn from. The result is a tenth to
-    thirty times `rate`.
+    Adam's step is in proportion to the rate, and the KL of a small move to its square. How much of the move went toward
+    higher scores is how its log-ratios correlate with those of a batch that it did not learn from, 0.1 at least. The
+    result is a tenth to thirty times `rate`; `rate` and "" where nothing has moved yet.
 
     Args:
-        rate: at which the policy that wrote the rollout has learned from one batch.
+        rate: at which the policy that wrote the rollout has learned.
         log_ratios: (N,) of each action, to the policy before, see `textgym_agents.lm.nlpo.log_ratios_within_cut`.
         gamma: of the rewards. devices: whose ranks each have a part of the batch.
     """
     own = np.bincount(rollout.rows, log_ratios, len(rollout.lengths))
     moves, found = devices.gather_array(np.stack([own, scores(rollout, gamma)], 1)).astype(np.float64).T  # (B,) each
-    moved = float(0.5 * (moves**2).mean())  # the KL to second order; none of them is negative
-    spread = float(moves.std() * found.std())
-    signal = max(float(np.mean(moves * (found - found.mean()))) / max(spread, _SMALLEST), _LEAST_SIGNAL)
-    wanted = config.update_kl * signal * len(moves) / rollout.rounds / 256
-    chosen = rate * min(max(math.sqrt(wanted / max(moved, _SMALLEST)), 0.1), 30.0)
+    moved = float(0.5 * (moves**2).mean())  # the KL to second order, and unlike the mean never negative
+    if moved < _SMALLEST:
+        return rate, ""
+    varied = moves.std() > 0 and found.std() > 1e-6 * np.abs(found).max()
+    correlation = float(np.corrcoef(moves, found)[0, 1]) if varied else 0.0
+    toward = max(correlation, _LEAST_CORRELATION)
+    wanted = config.update_kl * toward * len(moves) / rollout.rounds / 256
+    chosen = rate * min(max(math.sqrt(wanted / moved), 0.1), 30.0)
     return chosen, (
         f"learning rate {chosen:.3g}: at {rate:.3g} the first batch moved the policy by {moved:.3g} nats a sequence, "
-        f"wanted are {wanted:.3g} (update_kl={config.update_kl:g} for 256 episodes, times {signal:.2f}: what the move "
-        f"changed correlates with the reward by so much, and counts for {_LEAST_SIGNAL} at least)"
+        f"wanted are {wanted:.3g} (update_kl={config.update_kl:g} for 256 episodes, times {toward:.3g}: log-ratios and "
+        f"scores correlate by {correlation:.3g})"
     )
 
 

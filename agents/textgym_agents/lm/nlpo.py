@@ -1,4 +1,4 @@
-"""NLPO's mask: the policy takes tokens of the nucleus of an older copy of itself alone; and the KL within a cut."""
+"""NLPO's mask: the policy takes tokens of the nucleus of an older copy of itself alone; and log-ratios within a cut."""
 
 from __future__ import annotations
 
