@@ -324,6 +324,10 @@ def test_what_the_first_batch_has_moved_settles_the_learning_rate(kl, tmp_path):
     other = RLOO.load(tmp_path / "agent", again)
     other.learn(again, 32)
     assert other.learning_rate == whole.learning_rate
+    other.save(tmp_path / "settled")  # what is settled stays so
+    later = RLOO.load(tmp_path / "settled", again)
+    later.learn(again, 16)
+    assert later.learning_rate == whole.learning_rate
     assert torch.equal(other.policy.model.lm_head.weight, whole.policy.model.lm_head.weight)
 
 
@@ -386,7 +390,7 @@ def test_the_rate_follows_what_was_moved_and_where_within_bounds(
 def test_the_rate_waits_for_a_batch_from_which_something_was_learned():
     task = tiny_task()
     agent = RLOO(task, RLOOConfig(batch=8, device="cpu", schedule="constant", kl="k1"))
-    agent.settles, agent.learning_rate = True, 1e-4
+    agent.settles, agent.learning_rate, agent.first_rate = True, 1e-4, 1e-4
     env, paid = TokenVectorEnv(task, 8, autoreset_mode=AutoresetMode.DISABLED), [0.0, 0.0, 1.0, 1.0]
     collect, rows = agent._collect, []
 

@@ -157,7 +157,7 @@ def test_log_ratios_without_a_cut_are_to_the_reference_as_it_is(kind):
 
 def test_a_cut_without_an_update_has_moved_nothing():
     agent = tiny_agent(shift=0.0, top_p=0.6, schedule="constant")
-    agent.settles, agent.learning_rate = True, 1e-12
+    agent.settles, agent.learning_rate, agent.first_rate = True, 1e-12, 1e-12
     agent.learn(batch_env(agent.task, 64), 192)
     assert (agent.learning_rate, agent.chosen) == (1e-12, "")
 

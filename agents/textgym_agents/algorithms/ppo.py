@@ -46,7 +46,7 @@ class OnPolicyAgent(LMAgent):
         self._collect = sampling(task, config, self.policy)
         self.entropy = EntropyController(config.entropy_coefficient, config.entropy_target, config.entropy_step)
         self.settles = config.learning_rate is None and (config.model is not None or has_language_model(task))
-        self.learning_rate /= 4 if self.settles else 1  # for the first batch
+        self.first_rate = self.learning_rate = self.learning_rate / (4 if self.settles else 1)
 
     def _iterate(self, env: TokenVectorEnv) -> Metrics:
         config, exact, gamma = self.config, self.config.kl == "exact", self.task.gamma
@@ -54,7 +54,7 @@ class OnPolicyAgent(LMAgent):
         rollout = self._collect(env, self.policy, self._seed(0), end_ids, exact, self.group, behind, self.devices)
         scored = score_reference(self.reference, rollout, config.micro_batch, exact)  # (N, F) or (N,)
         kl = token_kl(rollout, self.policy, self.reference, scored, config.kl)  # (N,)
-        if self.settles and self.iteration and not self.chosen:  # since the reference there was the first update alone
+        if self.settles and self.iteration and self.learning_rate == self.first_rate:  # the first update is behind
             moved = log_ratios_within_cut(rollout, self.policy, self.reference, kl, config)
             self.learning_rate, self.chosen = settled(self.learning_rate, rollout, moved, gamma, config, self.devices)
             self._set_learning_rate()

@@ -199,7 +199,7 @@ def settled(
     wanted = config.update_kl * toward * len(moves) / rollout.rounds / 256
     chosen = rate * min(max(math.sqrt(wanted / moved), 0.1), 30.0)
     return chosen, (
-        f"learning rate {chosen:.3g}: at {rate:.3g} the first batch moved the policy by {moved:.3g} nats a sequence, "
+        f"learning rate {chosen:.3g}: at {rate:.3g} learning has moved the policy by {moved:.3g} nats a sequence, "
         f"wanted are {wanted:.3g} (update_kl={config.update_kl:g} for 256 episodes, times {toward:.3g}: log-ratios and "
         f"scores correlate by {correlation:.3g})"
     )
