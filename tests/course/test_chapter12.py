@@ -105,7 +105,7 @@ FOUND_BY = {
     "gae_rows": "GAE",
     "whitened": "whitening",
     "ppo_losses": "clipping",
-    "micro_batch_loss": "gradient of J",
+    "micro_batch_loss": "gradient with a discount",
     "mean_kl": "logged KL",
 }
 
@@ -128,22 +128,23 @@ def test_12f_the_kit_passes_other_right_functions(right):
 
 
 def test_12g_a_reward_that_rises_proves_nothing(chapter):
-    reached = {name: optimality for name, (optimality, _) in chapter["training"].items()}
-    assert reached["no bug"] > 0.95
-    assert sum(reached[name] > 0.93 for name in FOUND_BY) == 5
-    assert reached["action_mask"] == pytest.approx(0.967, abs=0.02)
-    assert reached["scores_on_tokens"] < 0.3 > reached["gae_rows"]
+    least = {name: min(reached) for name, (reached, _) in chapter["training"].items()}
+    most = {name: max(reached) for name, (reached, _) in chapter["training"].items()}
+    assert least["no bug"] > 0.99
+    assert sum(least[name] > 0.98 for name in FOUND_BY) == 7
+    assert 0.985 < least["action_mask"] <= most["action_mask"] < 0.9985
+    assert most["scores_on_tokens"] < 0.3 > most["gae_rows"]
 
 
 def test_12h_the_doctor_sees_symptoms(chapter):
-    alarms = {name: said for name, (_, said) in chapter["training"].items()}
-    assert alarms["no bug"] == []
-    assert alarms["tempered_log_probs"] == ["ratio not 1 at the first mini-batch"]
-    assert [name for name in FOUND_BY if not alarms[name]] == ["action_mask", "whitened", "mean_kl"]
+    every = {name: {each for each, n in said.items() if n == 3} for name, (_, said) in chapter["training"].items()}
+    assert every["no bug"] == set()
+    assert every["tempered_log_probs"] == {"ratio not 1 at the first mini-batch"}
+    assert every["charged_rewards"] == {"entropy collapse"}
 
 
 def test_12i_a_reference_that_is_trained_along_is_found(chapter):
     assert "logged KL" in [finding.check for finding in chapter["shared"]]
-    optimality, alarms = chapter["shared_training"]
-    assert optimality < chapter["training"]["no bug"][0] - 0.05
-    assert alarms == []
+    reached, alarms = chapter["shared_training"]
+    assert np.mean(reached) < min(chapter["training"]["no bug"][0]) - 0.05
+    assert not alarms
