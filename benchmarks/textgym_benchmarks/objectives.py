@@ -25,15 +25,11 @@ from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.run.runner import run_suite
 from textgym_benchmarks.statistics import leads
 from textgym_benchmarks.suite import Cell, Evaluation, Suite
-from textgym_benchmarks.suites import DIAGNOSTICS, MEMORY, OBJECTIVES, rows
+from textgym_benchmarks.suites import ALGORITHMS, DIAGNOSTICS, LONG, rows
 from textgym_benchmarks.summaries.grid import at
 
 COMPARED: Final = ("lm-ppo", "rloo", "grpo")
 """The best of these is what all are held against."""
-CONTESTANTS: Final[Mapping[str, tuple[str, Mapping[str, object]]]] = {
-    **{name: (name, {}) for name in (*COMPARED, "a2c", "vine-ppo")},
-    **OBJECTIVES,
-}
 TRIALS: Final[Sequence[JsonObject]] = (
     {},
     {"batch": 64, "learning_rate": 1e-3},
@@ -42,7 +38,6 @@ TRIALS: Final[Sequence[JsonObject]] = (
 )
 """Changes of every objective's settings: smaller batches, and with them a third and three times the learning rate."""
 _TRIAL_SEED: Final = 1000
-_LONG: Final = (*MEMORY, "DeepSea")
 
 
 def trial_label(name: str, place: int) -> str:
@@ -54,7 +49,7 @@ def trials(tasks: Sequence[str]) -> Suite:
     """Return the suite of all trials, one seed."""
     cells = [
         replace(cell, seed=_TRIAL_SEED)
-        for name in CONTESTANTS
+        for name in ALGORITHMS
         for place in range(len(TRIALS))
         for cell in _cells(name, place, tasks, 1, trial_label(name, place))
     ]
@@ -72,10 +67,10 @@ def _evaluation(split: Literal["eval", "tune"]) -> Evaluation:
 
 
 def _cells(name: str, place: int, tasks: Sequence[str], seeds: int, label: str) -> Iterable[Cell]:
-    agent, own = CONTESTANTS[name]
+    agent, own = ALGORITHMS[name]
     known = make_config(agent_class(agent), {})
     config = {**own, **{key: value for key, value in TRIALS[place].items() if hasattr(known, key)}}
-    for some, budget in (([t for t in tasks if t not in _LONG], 4096), ([t for t in tasks if t in _LONG], 16_384)):
+    for some, budget in (([t for t in tasks if t not in LONG], 4096), ([t for t in tasks if t in LONG], 16_384)):
         yield from rows(some, [agent], budget, seeds, config, label)
 
 
@@ -97,7 +92,7 @@ def scores(results: Iterable[Result]) -> dict[str, Floats]:
 def choose(found: Mapping[str, Floats]) -> dict[str, int]:
     """Return for every objective the trial with the best mean optimality, of those that have run on every task."""
     chosen: dict[str, int] = {}
-    for name in CONTESTANTS:
+    for name in ALGORITHMS:
         means = {
             place: found[label].mean() for place in range(len(TRIALS)) if (label := trial_label(name, place)) in found
         }

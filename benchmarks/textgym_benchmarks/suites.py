@@ -19,6 +19,7 @@ from textgym_benchmarks.suite import Cell, Evaluation, RewardJson, Suite
 EXPLORATION: Final = ("Bandit", "DeepSea", "Deceptive", "BigVocab")
 CREDIT: Final = ("Delayed", "Stop", "Distractor")
 MEMORY: Final = ("Copy", "Reverse", "Recall")
+LONG: Final = (*MEMORY, "DeepSea")  # of the diagnostics; what is learned there takes more episodes
 VALUES: Final = ("Scale", "Noisy", "BetaSweep", "TwoModes")
 DIAGNOSTICS: Final = (*EXPLORATION, *CREDIT, *MEMORY, *VALUES)
 ALIGNMENT: Final = ("Helpful", "Harmless", "Honest", "HHH")
@@ -55,6 +56,8 @@ OBJECTIVES: Final[Mapping[str, tuple[str, Mapping[str, object]]]] = {
     "reinforce": ("reinforce", {}),
 }
 """Objectives of papers, by name in tables: an agent and its settings. All pay the task's price of KL, as J has it."""
+ALGORITHMS: Final = {**{name: (name, {}) for name in ("lm-ppo", "rloo", "grpo", "a2c", "vine-ppo")}, **OBJECTIVES}
+"""The main agents as they come, and those objectives."""
 
 STORY_REWARDS: Final[Mapping[str, RewardJson]] = {
     "three words": {"name": "keywords", "words": ["friend", "happy", "garden"]},
@@ -122,8 +125,7 @@ def helpful() -> Suite:
 
 def core() -> Suite:
     """Return the suite whose results are committed: about an hour on two cores."""
-    long = (*MEMORY, "DeepSea")
-    short = [task for task in DIAGNOSTICS if task not in long]
+    short = [task for task in DIAGNOSTICS if task not in LONG]
     # One agent for each idea.
     everywhere = ("random", "best-of-n", "lm-ppo", "vine-ppo", "rloo", "grpo", "a2c", "soft-q", "q-learning")
     elsewhere = ("dpo", "rejection", "mcts", "sb3-ppo", "sb3-dqn")
@@ -133,12 +135,12 @@ def core() -> Suite:
         "core",
         (
             *rows(short, everywhere, 4_096, 3),
-            *rows(long, everywhere, 16_384, 3),
+            *rows(LONG, everywhere, 16_384, 3),
             *rows(four, elsewhere, 4_096, 3),
             *rows([*four, "Helpful"], ["dpo"], 4_096, 3, {"sampler": "policy"}, "online DPO"),
             *rows(["Bandit"], ["sb3-sac"], 4_096, 3),
             *chain.from_iterable(
-                (*rows(short, [agent], 4_096, 3, config, label), *rows(long, [agent], 16_384, 3, config, label))
+                (*rows(short, [agent], 4_096, 3, config, label), *rows(LONG, [agent], 16_384, 3, config, label))
                 for label, (agent, config) in OBJECTIVES.items()
             ),
             *rows(["Copy"], ["dpo", "rejection", "sb3-ppo", "sb3-dqn"], 16_384, 3),
@@ -230,11 +232,8 @@ def diagnostics() -> Suite:
     """Return the suite of single capabilities; the tasks of memory have many prompts and take longer."""
     agents = (*FIXED, *ON_POLICY[:-1], "soft-q", *TABULAR, "sb3-ppo", "sb3-dqn")
     short = [task for task in DIAGNOSTICS if task not in MEMORY]
-    return Suite(
-        "diagnostics",
-        (*rows(short, agents, 16_384, 3), *rows(MEMORY, agents, 40_960, 3)),
-        "Fourteen capabilities, every optimum known exactly, three seeds.",
-    )
+    cells = (*rows(short, agents, 16_384, 3), *rows(MEMORY, agents, 40_960, 3))
+    return Suite("diagnostics", cells, "Fourteen capabilities, every optimum known exactly, three seeds.")
 
 
 def rewards() -> Suite:
@@ -292,11 +291,8 @@ def _levels(
 def full() -> Suite:
     """Return the suite of every agent on every task that it can learn, for a cluster."""
     real = [task for task in TASKS if task not in DIAGNOSTICS]
-    return Suite(
-        "full",
-        (*rows(DIAGNOSTICS, AGENTS, 40_960, 5), *rows(real, AGENTS, 20_480, 5)),
-        "Every agent on every task that it can learn, five seeds; for a cluster.",
-    )
+    cells = (*rows(DIAGNOSTICS, AGENTS, 40_960, 5), *rows(real, AGENTS, 20_480, 5))
+    return Suite("full", cells, "Every agent on every task that it can learn, five seeds; for a cluster.")
 
 
 def rows(

@@ -2,8 +2,10 @@
 
     python -m textgym_benchmarks.sweep --model FOLDER --out runs/sweep
     python -m textgym_benchmarks.sweep --model FOLDER --out runs/sweep --table
+    python -m textgym_benchmarks.sweep --model FOLDER --out runs/algorithms --algorithms
 
-The first line runs what has no result yet, and goes on where it was broken off; the second prints what is there.
+The first line runs what has no result yet, and goes on where it was broken off; the second prints what is there; the
+third holds algorithms against one another in place of settings.
 """
 
 from __future__ import annotations
@@ -25,14 +27,15 @@ from textgym.commands.console import folded, number, table
 from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.run.runner import run_suite
 from textgym_benchmarks.suite import Cell, Evaluation, Suite
-from textgym_benchmarks.suites import STORY_REWARDS, rows, stories_env
+from textgym_benchmarks.suites import ALGORITHMS, DIAGNOSTICS, LONG, STORY_REWARDS, rows, stories_env, task_id
 from textgym_benchmarks.summaries.grid import at
 from textgym_benchmarks.tune import default_space
 
 AGENTS: Final = ("lm-ppo", "rloo", "grpo")
 TASKS: Final = ("Helpful", "HHH", "Arithmetic", "Json")
 _DRAWS: Final = 2000
-
+_SOLVED: Final = "diagnostics"
+_EVALUATION: Final = Evaluation(points=2, per_prompt=2, final_per_prompt=8, optimum_per_prompt=0, split="tune")
 
 _DESIGN: Final[Sequence[JsonObject]] = (
     {},
@@ -81,13 +84,43 @@ def sweep_suite(
         for place in range(count):
             for agent in agents:
                 config, label = design(agent, count)[place], f"{agent} {place}"
-                cells += rows(tasks, [agent], budget, seeds, config, label)
-                if model is not None:
-                    stories = rows(["Text"], [agent], budget, seeds, config, label, STORY_REWARDS)
-                    cells += [replace(cell, env=stories_env(model)) for cell in stories]
-    evaluation = Evaluation(points=2, per_prompt=2, final_per_prompt=8, optimum_per_prompt=0, split="tune")
-    fresh = tuple(replace(cell, seed=cell.seed + first_seed) for cell in cells)
-    return Suite("sweep", fresh, "The same settings on every task.", evaluation)
+                cells += _cells(tasks, model, agent, budget, seeds, config, label)
+    return Suite("sweep", _from_seed(first_seed, cells), "The same settings on every task.", _EVALUATION)
+
+
+def algorithms_suite(
+    model: Path | None, episodes: int, seeds: int = 1, tasks: Sequence[str] = TASKS, first_seed: int = 0
+) -> Suite:
+    """Return the cells of `ALGORITHMS` as they come: on these tasks, those of stories, and the diagnostics.
+
+    Args: see `sweep_suite`; the diagnostics have budgets of their own.
+    """
+    cells: list[Cell] = []
+    for name, (agent, config) in ALGORITHMS.items():
+        cells += rows([task for task in DIAGNOSTICS if task not in LONG], [agent], 4_096, seeds, config, name)
+        cells += rows(LONG, [agent], 16_384, seeds, config, name)
+        cells += _cells(tasks, model, agent, episodes, seeds, config, name)
+    return Suite("algorithms", _from_seed(first_seed, cells), "The same algorithms on every task.", _EVALUATION)
+
+
+def _from_seed(first: int, cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    return tuple(replace(cell, seed=cell.seed + first) for cell in cells)
+
+
+def _cells(
+    tasks: Sequence[str],
+    model: Path | None,
+    agent: str,
+    budget: int,
+    seeds: int,
+    config: Mapping[str, object],
+    label: str,
+) -> list[Cell]:
+    cells = list(rows(tasks, [agent], budget, seeds, config, label))
+    if model is not None:
+        stories = rows(["Text"], [agent], budget, seeds, config, label, STORY_REWARDS)
+        cells += [replace(cell, env=stories_env(model)) for cell in stories]
+    return cells
 
 
 @dataclass(frozen=True)
@@ -177,22 +210,48 @@ def _comparable(regret: Floats) -> bool:
     return len(regret) >= 4 and len(regret.T) >= 2
 
 
-def print_agreement(found: Mapping[str, Regrets]) -> None:
-    """Print Spearman's correlations between tasks over four or more settings of all agents. Args: found: by agent."""
-    tasks = next(iter(found.values())).tasks
-    if any(each.tasks != tasks for each in found.values()):
+def print_agreement(tasks: Sequence[str], values: Floats, what: str) -> None:
+    """Print Spearman's correlations between tasks. Args: values: (S, T) of so many settings. what: their name."""
+    if not _comparable(values):
         return
-    lost = np.concatenate([each.regret for each in found.values()])
-    if not _comparable(lost):
-        return
-    agree = np.corrcoef(rankdata(lost, axis=0).T)
-    shown = table("", *(folded(name, justify="right") for name in tasks), title=f"Spearman, {len(lost)} settings")
+    agree = np.corrcoef(rankdata(values, axis=0).T)
+    shown = table("", *(folded(name, justify="right") for name in tasks), title=f"Spearman, {len(values)} {what}")
     for name, row in zip(tasks, agree, strict=True):
         cells = (
-            f"{each:.2f} [{low:.2f}, {high:.2f}]" for each in row for low, high in [spearman_interval(each, len(lost))]
+            f"{each:.2f} [{low:.2f}, {high:.2f}]"
+            for each in row
+            for low, high in [spearman_interval(each, len(values))]
         )
         shown.add_row(name, *cells)
     Console(highlight=False).print(shown)
+
+
+def standings(results: Sequence[Result]) -> tuple[list[str], list[str], Floats]:
+    """Return the algorithms (A,) that ran on every task, the tasks (T,), and J (A, T), means over seeds.
+
+    The first task stands for all diagnostics and has the mean of their optimality.
+    """
+    solved = {task_id(name) for name in DIAGNOSTICS}
+    found: dict[str, dict[str, list[float]]] = {}
+    for each in results:
+        exact = each.cell.id in solved
+        value = at(each.measures, "after", "optimality" if exact else "objective", "mean")
+        if value is not None:
+            of_task = found.setdefault(_SOLVED if exact else each.cell.task, {})
+            of_task.setdefault(each.cell.name, []).append(value)
+    tasks = sorted(found, key=_SOLVED.__ne__)
+    names = [name for name in ALGORITHMS if found and all(name in row for row in found.values())]
+    values = [[float(np.mean(found[task][name])) for task in tasks] for name in names]
+    return names, tasks, np.array(values).reshape(len(names), len(tasks))
+
+
+def print_standings(names: Sequence[str], tasks: Sequence[str], values: Floats) -> None:
+    """Print what `standings` returns, and how tasks agree."""
+    shown = table("J", *(folded(task, justify="right") for task in tasks))
+    for name, row in zip(names, values, strict=True):
+        shown.add_row(name, *(f"{value:.3f}" for value in row))
+    Console(highlight=False).print(shown)
+    print_agreement(tasks, values, "algorithms")
 
 
 @dataclass(frozen=True)
@@ -218,6 +277,8 @@ class SweepFlags:
     seeds that they never saw."""
     workers: int | None = None
     """Processes; by default one for each core."""
+    algorithms: bool = False
+    """In place of settings: a dozen algorithms as they come, on the diagnostics too, at the first budget."""
     table: bool = False
     """Print what is there, and run nothing."""
 
@@ -226,17 +287,25 @@ def main() -> None:
     """Run the script."""
     flags = tyro.cli(SweepFlags)
     model = None if flags.model is None else flags.model.resolve()
+    budget, *_ = flags.episodes
+    if flags.algorithms:
+        suite = algorithms_suite(model, budget, flags.seeds, flags.tasks, flags.first_seed)
+    else:
+        settings = (flags.settings, flags.episodes, flags.seeds, flags.tasks, flags.first_seed)
+        suite = sweep_suite(flags.agents, model, *settings)
     if not flags.table:
-        suite = sweep_suite(
-            flags.agents, model, flags.settings, flags.episodes, flags.seeds, flags.tasks, flags.first_seed
-        )
         run_suite(suite, flags.out, workers=flags.workers)
     results = load_results(flags.out)
+    if flags.algorithms:
+        print_standings(*standings(results))
+        return
     for budget in flags.episodes:
         found = {agent: regrets(results, agent, budget) for agent in flags.agents}
         for agent, each in found.items():
             print_table(each, agent, budget, design(agent, flags.settings))
-        print_agreement(found)
+        first, *others = found.values()
+        if all(each.tasks == first.tasks for each in others):
+            print_agreement(first.tasks, np.concatenate([each.regret for each in found.values()]), "settings")
 
 
 def print_table(found: Regrets, agent: str, episodes: int, settings: Sequence[JsonObject]) -> None:

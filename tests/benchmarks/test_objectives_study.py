@@ -6,7 +6,8 @@ from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
-from textgym_benchmarks.objectives import CONTESTANTS, TRIALS, choose, finals, print_scores, scores, trials
+from textgym_benchmarks.objectives import TRIALS, choose, finals, print_scores, scores, trials
+from textgym_benchmarks.suites import ALGORITHMS
 
 
 def result(label, task, seed, optimality):
@@ -17,7 +18,7 @@ def result(label, task, seed, optimality):
 def test_every_objective_gets_the_same_trials_on_the_same_tasks():
     suite = trials(["Bandit", "Copy"])
     assert Counter(cell.name for cell in suite.cells) == {
-        f"{name} {place}": 2 for name in CONTESTANTS for place in range(len(TRIALS))
+        f"{name} {place}": 2 for name in ALGORITHMS for place in range(len(TRIALS))
     }
     assert {(cell.task, cell.episodes) for cell in suite.cells} == {("Bandit-v0", 4096), ("Copy-v0", 16_384)}
     assert suite.evaluation.split == "tune"

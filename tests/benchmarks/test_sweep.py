@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from textgym_benchmarks.suites import STORY_REWARDS
+from textgym_benchmarks.suites import ALGORITHMS, DIAGNOSTICS, STORY_REWARDS
 from textgym_benchmarks.sweep import (
-    Regrets,
+    algorithms_suite,
     design,
     print_agreement,
+    print_standings,
     print_table,
     rank_correlations,
     regrets,
     spearman_interval,
+    standings,
     sweep_suite,
 )
 
@@ -87,23 +91,21 @@ def test_agreement_between_tasks_has_intervals(capsys):
     assert (low, high) == pytest.approx((np.tanh(0.5493 - 0.41577), np.tanh(0.5493 + 0.41577)), abs=1e-4)
     assert spearman_interval(0.9, 3) == (-1, 1)
     lost = np.array([[0.0, 0.3], [0.1, 0.2], [0.2, 0.0]])
-    found = {
-        agent: Regrets(("a", "b"), (0, 1, 2), lost + shift, np.zeros((3, 3)), (True, True))
-        for agent, shift in (("one", 0.0), ("two", 0.01))
-    }
-    print_agreement(found)
+    print_agreement(("a", "b"), np.concatenate([lost, lost + 0.01]), "settings")
     # Ranks on a are 1..6, of 0, 0.01, 0.1, 0.11, 0.2, 0.21; on b the pairs stand the other way round.
     ranks_b = [5, 6, 3, 4, 1, 2]
     expected = 1 - 6 * sum((a - b) ** 2 for a, b in zip(range(1, 7), ranks_b, strict=True)) / 210
-    assert f"{expected:.2f} [" in capsys.readouterr().out
-    print_agreement({"one": found["one"]})
+    shown = capsys.readouterr().out
+    assert f"{expected:.2f} [" in shown
+    assert "Spearman, 6 settings" in shown
+    print_agreement(("a", "b"), lost, "settings")
     assert capsys.readouterr().out == ""
 
 
 def test_one_setting_on_one_task_has_a_table_alone(capsys):
     found = regrets([result("Helpful-v0", 0, 1.0)], "rloo", 64)
     print_table(found, "rloo", 64, [{}])
-    print_agreement({"rloo": found})
+    print_agreement(found.tasks, found.regret, "settings")
     shown = capsys.readouterr().out
     assert "0: as they come" in shown
     assert "Spearman" not in shown
@@ -113,3 +115,38 @@ def test_a_table_of_four_settings_says_how_tasks_agree(capsys):
     rows = [result(task, place, value) for task in "ab" for place, value in enumerate((0.3, 0.2, 0.1, 0.0))]
     print_table(regrets(rows, "rloo", 64), "rloo", 64, [{}] * 4)
     assert "Spearman between tasks, 4 settings: mean 1.00, least 1.00" in capsys.readouterr().out
+
+
+def test_algorithms_run_as_they_come_on_what_is_solved_and_what_is_not(tmp_path):
+    suite = algorithms_suite(tmp_path, 64, seeds=2, tasks=("Helpful",), first_seed=5)
+    assert Counter(cell.name for cell in suite.cells) == dict.fromkeys(
+        ALGORITHMS, 2 * (len(DIAGNOSTICS) + 1 + len(STORY_REWARDS))
+    )
+    assert {cell.seed for cell in suite.cells} == {5, 6}
+    assert suite.evaluation.split == "tune"
+    [copy] = {cell.episodes for cell in suite.cells if cell.task == "Copy-v0"}
+    [helpful] = {cell.episodes for cell in suite.cells if cell.task == "Helpful-v0"}
+    assert (copy, helpful) == (16_384, 64)
+    [gspo] = {json.dumps(cell.config) for cell in suite.cells if cell.name == "GSPO"}
+    assert json.loads(gspo) == ALGORITHMS["GSPO"][1]
+
+
+def test_standings_by_hand(capsys):
+    def row(name, task, objective, optimality=None, seed=0):
+        after = {"objective": {"mean": objective}, "optimality": {"mean": optimality}}
+        cell = SimpleNamespace(name=name, id=f"textgym/{task}", task=task, seed=seed)
+        return SimpleNamespace(cell=cell, measures={"after": after})
+
+    rows = []
+    for place, name in enumerate(("lm-ppo", "rloo", "grpo", "GSPO")):
+        rows += [row(name, "Helpful-v0", 0.1 * place), row(name, "Helpful-v0", 0.1 * place + 0.2, seed=1)]
+        rows += [row(name, "Copy-v0", 9.0, 1 - 0.1 * place), row(name, "Bandit-v0", 9.0, 0.5)]
+    rows.append(row("a2c", "Helpful-v0", 3.0))  # not on the others
+    names, tasks, values = standings(rows)
+    assert (names, tasks) == (["lm-ppo", "rloo", "grpo", "GSPO"], ["diagnostics", "Helpful-v0"])
+    np.testing.assert_allclose(values, [[0.75, 0.1], [0.7, 0.2], [0.65, 0.3], [0.6, 0.4]])
+    print_standings(names, tasks, values)
+    shown = capsys.readouterr().out
+    assert "Spearman, 4 algorithms" in shown
+    assert "-1.00 [-1.00, -1.00]" in shown
+    assert standings([])[0] == []
