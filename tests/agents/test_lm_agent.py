@@ -1,8 +1,6 @@
 """What every agent on a language model does with settings, checkpoints, and models and environments that do not fit."""
 
-import dataclasses
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +13,6 @@ from lm.zoo import zoo_model
 from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.algorithms.rloo import RLOO, RLOOConfig
 from textgym_agents.config import LMPPOConfig
-from textgym_agents.lm.metrics import settled
 from transformers import AutoTokenizer, ByT5Tokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from textgym import TokenVectorEnv, load_vocabulary, make_task
@@ -215,17 +212,6 @@ def test_a_crash_between_two_renames_loses_no_checkpoint(agent, env, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["agent"]
 
 
-def test_a_tiny_start_has_its_own_learning_rate_which_a_checkpoint_keeps(tmp_path):
-    task = make_task("Bandit")
-    env = TokenVectorEnv(task, 16, autoreset_mode=AutoresetMode.DISABLED)
-    agent = LMPPO(task, LMPPOConfig(batch=16, device="cpu"))
-    assert agent.learning_rate == 3e-3
-    agent.save(tmp_path / "agent")
-    assert LMPPO.load(tmp_path / "agent", env).learning_rate == 3e-3
-    assert LMPPO(task, LMPPOConfig(batch=16, device="cpu", learning_rate=0.1)).learning_rate == 0.1
-    assert tiny_agent().learning_rate == 5e-4
-
-
 def test_a_gradient_that_is_not_finite_stops_learning_before_the_step(env, agent):
     with torch.no_grad():
         agent.policy.value_head.weight.fill_(torch.inf)
@@ -284,122 +270,3 @@ def test_a_model_that_is_not_causal_is_refused_by_name_when_the_agent_is_made(ta
     model = zoo_model("xlnet", vocab_size=4)
     with pytest.raises(ValueError, match=r"model: XLNetLMHeadModel cannot be used.*nats"):
         LMPPO(task, LMPPOConfig(batch=16, device="cpu"), model=model)
-
-
-@pytest.mark.parametrize("kl", ["exact", "k1"])
-def test_what_the_first_batch_has_moved_settles_the_learning_rate(kl, tmp_path):
-    task = make_task("Helpful")
-    config = RLOOConfig(batch=16, epochs=1, minibatches=2, kl=kl, schedule="constant", device="cpu", update_kl=0.32)
-
-    def fresh():
-        env = TokenVectorEnv(task, 16, autoreset_mode=AutoresetMode.DISABLED)
-        env.reset(seed=0)
-        return env
-
-    rows, broken, env, again = [], RLOO(task, config), fresh(), fresh()
-    whole, seen = RLOO(task, config), []
-
-    def spy(rate, rollout, log_ratios, gamma, *rest):
-        places = torch.tensor(rollout.rows), torch.tensor(rollout.columns)
-        with torch.no_grad():
-            logits = (each.model(rollout.input_ids).logits[places] for each in (whole.policy, whole.reference))
-            own, base = (torch.log_softmax(each, -1).gather(1, rollout.actions[:, None])[:, 0] for each in logits)
-        seen.append((np.bincount(rollout.rows, own - base), np.bincount(rollout.rows, rollout.rewards), gamma))
-        return settled(rate, rollout, log_ratios, gamma, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("textgym_agents.algorithms.ppo.settled", spy)
-        whole.learn(env, 48, lambda row: rows.append(row))
-    ((moves, found, gamma),) = seen
-    moved, correlation = float(np.mean(moves**2) / 2), float(np.corrcoef(moves, found)[0, 1])
-    assert (moved > 0, gamma) == (True, task.gamma)
-    wanted = 0.32 * max(correlation, 0.1) * 16 / 256
-    rate = 1.25e-4 * min(max((wanted / moved) ** 0.5, 0.1), 30)
-    assert [row["lr"] for row in rows] == pytest.approx([1.25e-4, rate, rate], rel=1e-3)
-    assert f"moved the policy by {moved:.3g} nats" in whole.chosen
-    assert f"scores correlate by {correlation:.3g})" in whole.chosen
-    # A checkpoint before it is settled loses nothing.
-    broken.learn(again, 48, lambda row: True)
-    broken.save(tmp_path / "agent")
-    other = RLOO.load(tmp_path / "agent", again)
-    other.learn(again, 32)
-    assert other.learning_rate == whole.learning_rate
-    other.save(tmp_path / "settled")  # what is settled stays so
-    later = RLOO.load(tmp_path / "settled", again)
-    later.learn(again, 16)
-    assert later.learning_rate == whole.learning_rate
-    assert torch.equal(other.policy.model.lm_head.weight, whole.policy.model.lm_head.weight)
-
-
-def test_the_value_head_has_a_rate_of_its_own_and_what_is_trained_is_whole(env, task):
-    settings = {"epochs": 1, "minibatches": 1, "learning_rate": 1e-3, "value_coefficient": 0.5, "value_rate": 7.0}
-    agent = tiny_agent(task, batch=16, **settings)
-    owned = [id(each) for group in agent.optimizer.param_groups for each in group["params"]]
-    assert owned == [id(each) for each in agent.policy.parameters()]
-    before = [each.detach().clone() for each in agent.policy.parameters()]
-    first_metrics(agent, env)
-    moved = [float((new - old).abs().max()) for new, old in zip(agent.policy.parameters(), before, strict=True)]
-    assert moved[-2:] == pytest.approx([7e-3, 7e-3], rel=0.05)  # Adam's first step is the rate
-    assert max(moved[:-2]) == pytest.approx(1e-3, rel=0.05)
-
-
-def test_a_learning_rate_that_is_given_stays(tmp_path):
-    task = make_task("Helpful")
-    agent = RLOO(task, RLOOConfig(batch=16, learning_rate=1e-4, schedule="constant", device="cpu"))
-    env = TokenVectorEnv(task, 16, autoreset_mode=AutoresetMode.DISABLED)
-    rows = []
-    agent.learn(env, 32, lambda row: rows.append(row))
-    assert [row["lr"] for row in rows] == [1e-4, 1e-4]
-    assert agent.chosen == ""
-    with pytest.raises(ValueError, match=r"update_kl=0.5: allowed is 1.5 with a learning_rate"):
-        RLOOConfig(learning_rate=1e-4, update_kl=0.5)
-
-
-@pytest.mark.parametrize(
-    ("rewards", "move", "moved", "correlation", "factor"),
-    [
-        ([1.0, 0.0, 1.0, 0.0], 1.0, 0.75, 2 / 5**0.5, (2 / 5**0.5 / 0.75) ** 0.5),
-        ([1e-9, 0.0, 1e-9, 0.0], 1.0, 0.75, 2 / 5**0.5, (2 / 5**0.5 / 0.75) ** 0.5),  # in any unit
-        ([0.0, 1.0, 0.0, 1.0], 1.0, 0.75, -2 / 5**0.5, (0.1 / 0.75) ** 0.5),  # the move has made the reward worse
-        ([1.0, 1.0, 1.0, 1.0], 1.0, 0.75, 0.0, (0.1 / 0.75) ** 0.5),
-        ([1.0, 0.0, 1.0, 0.0], 0.01, 7.5e-5, 2 / 5**0.5, 30),
-        ([1.0, 0.0, 1.0, 0.0], 100.0, 7500.0, 2 / 5**0.5, 0.1),
-    ],
-)
-@pytest.mark.parametrize(("gamma", "rounds"), [(1.0, 1), (0.5, 2)])
-def test_the_rate_follows_what_was_moved_and_where_within_bounds(
-    rewards, move, moved, correlation, factor, gamma, rounds
-):
-    """By hand: log-ratios of 1, -1, 2 and 0 have the mean 1/2 and the variance 5/4, and the scores that of 1/4."""
-    rollout = SimpleNamespace(
-        rows=np.array([0, 0, 1, 2, 3]),
-        steps=np.array([0, 1, 0, 0, 0]),
-        rewards=np.array([0.0, rewards[0] / gamma, *rewards[1:]]),
-        lengths=np.array([2, 1, 1, 1]),
-        rounds=rounds,
-    )
-    log_ratios = move * np.array([3.0, -2.0, -1.0, 2.0, 0.0])
-    rate, why = settled(1e-5, rollout, log_ratios, gamma, RLOOConfig(update_kl=64.0 * rounds))
-    assert rate == pytest.approx(1e-5 * factor)
-    toward = max(correlation, 0.1)
-    assert f"moved the policy by {moved:.3g} nats a sequence, wanted are {toward:.3g} " in why
-    assert f"times {toward:.3g}: log-ratios and scores correlate by {correlation:.3g})" in why
-    assert settled(1e-5, rollout, 0 * log_ratios, gamma, RLOOConfig()) == (1e-5, "")
-
-
-def test_the_rate_waits_for_a_batch_from_which_something_was_learned():
-    task = tiny_task()
-    agent = RLOO(task, RLOOConfig(batch=8, device="cpu", schedule="constant", kl="k1"))
-    agent.settles, agent.learning_rate, agent.first_rate = True, 1e-4, 1e-4
-    env, paid = TokenVectorEnv(task, 8, autoreset_mode=AutoresetMode.DISABLED), [0.0, 0.0, 1.0, 1.0]
-    collect, rows = agent._collect, []
-
-    def collected(*arguments):
-        rollout = collect(*arguments)
-        return dataclasses.replace(rollout, rewards=paid[agent.iteration] * np.arange(len(rollout.rewards)))
-
-    agent._collect = collected
-    agent.learn(env, 32, lambda row: rows.append(row["lr"]))
-    assert rows[:3] == [1e-4] * 3  # the third batch is the first that teaches
-    assert rows[3] != 1e-4
-    assert agent.chosen
