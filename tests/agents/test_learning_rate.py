@@ -54,11 +54,11 @@ def test_what_the_first_batch_has_moved_settles_the_learning_rate(kl, tmp_path):
     ((moves, found, gamma),) = seen
     moved, correlation = float(np.mean(moves**2) / 2), float(np.corrcoef(moves, found)[0, 1])
     assert (moved > 0, gamma) == (True, task.gamma)
-    wanted = 0.32 * max(correlation, 0.1) * 16 / 256
+    wanted = 0.32 * max(correlation, 0.1) * 16 / 256 * 2 / 8  # two steps of eight
     rate = 1.25e-4 * min(max((wanted / moved) ** 0.5, 0.1), 30)
     assert [row["lr"] for row in rows] == pytest.approx([1.25e-4, rate, rate], rel=1e-3)
     assert f"moved the policy by {moved:.3g} nats" in whole.chosen
-    assert f"scores correlate by {correlation:.3g})" in whole.chosen
+    assert f"scores correlate by {correlation:.3g}, and 2/8: the optimiser steps)" in whole.chosen
     # A checkpoint before it is settled loses nothing.
     broken.learn(again, 48, lambda row: True)
     broken.save(tmp_path / "agent")
@@ -126,6 +126,17 @@ def test_the_rate_follows_what_was_moved_and_where_within_bounds(
     assert f"moved the policy by {moved:.3g} nats a sequence, wanted are {toward:.3g} " in why
     assert f"times {toward:.3g}: log-ratios and scores correlate by {correlation:.3g})" in why
     assert settled(1e-5, rollout, 0 * log_ratios, gamma, RLOOConfig()) == (1e-5, "")
+
+
+@pytest.mark.parametrize(("epochs", "minibatches", "share"), [(1, 1, 1), (1, 4, 4), (2, 3, 6), (2, 4, 8), (4, 4, 8)])
+def test_fewer_steps_than_eight_go_less_far(epochs, minibatches, share):
+    rollout = SimpleNamespace(
+        rows=np.arange(4), steps=np.zeros(4, int), rewards=np.array([1.0, 0, 1, 0]), lengths=np.ones(4, int), rounds=1
+    )
+    settings = {"batch": 8, "group": 2, "update_kl": 64.0, "epochs": epochs, "minibatches": minibatches}
+    rate, why = settled(1e-5, rollout, np.array([1.0, -1, 2, 0]), 1.0, RLOOConfig(**settings))
+    assert rate == pytest.approx(1e-5 * (share / 8 * 2 / 5**0.5 / 0.75) ** 0.5)
+    assert (f", and {share}/8: the optimiser steps)" in why) == (share < 8)
 
 
 def test_the_rate_waits_for_a_batch_from_which_something_was_learned():

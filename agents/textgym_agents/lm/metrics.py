@@ -180,8 +180,8 @@ def settled(
     """Return the learning rate at which an update moves the policy as `update_kl` says, and why it is that one.
 
     Adam's step is in proportion to the rate, and the KL of a small move to its square. How much of the move went toward
-    higher scores is how its log-ratios correlate with those of a batch that it did not learn from, 0.1 at least. The
-    result is a tenth to thirty times `rate`; `rate` and "" where nothing has moved yet.
+    higher scores is how its log-ratios correlate with those of a batch that it did not learn from, 0.1 at least. Of
+    fewer than 8 steps, each goes an eighth of the way. The result is a tenth to thirty times `rate`, or `rate` and "".
 
     Args:
         rate: at which the policy that wrote the rollout has learned.
@@ -195,13 +195,13 @@ def settled(
         return rate, ""
     varied = moves.std() > 0 and found.std() > 1e-6 * np.abs(found).max()
     correlation = float(np.corrcoef(moves, found)[0, 1]) if varied else 0.0
-    toward = max(correlation, _LEAST_CORRELATION)
-    wanted = config.update_kl * toward * len(moves) / rollout.rounds / 256
+    toward, steps = max(correlation, _LEAST_CORRELATION), min(config.epochs * config.minibatches, 8)
+    wanted = config.update_kl * toward * steps / 8 * len(moves) / rollout.rounds / 256
     chosen = rate * min(max(math.sqrt(wanted / moved), 0.1), 30.0)
     return chosen, (
         f"learning rate {chosen:.3g}: at {rate:.3g} learning has moved the policy by {moved:.3g} nats a sequence, "
         f"wanted are {wanted:.3g} (update_kl={config.update_kl:g} for 256 episodes, times {toward:.3g}: log-ratios and "
-        f"scores correlate by {correlation:.3g})"
+        f"scores correlate by {correlation:.3g}{f', and {steps}/8: the optimiser steps' if steps < 8 else ''})"
     )
 
 
