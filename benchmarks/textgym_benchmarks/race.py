@@ -213,7 +213,7 @@ def trial_settings(count: int, seed: int = 0) -> list[JsonObject]:
 def own_settings(count: int) -> list[JsonObject]:
     """Return so many settings for TextGym's agents, their own first: passes over a batch, reach of an update, group."""
     found: list[JsonObject] = [{}, {"epochs": 1}]
-    found += [{"epochs": 1, "update_kl": 0.5, **group} for group in ({}, {"group": 8})]
+    found += [{"epochs": 1, "update_kl": 1.0, **group} for group in ({}, {"group": 8})]
     found += [{"epochs": 1, "update_kl": reach} for reach in np.geomspace(0.2, 4.0, max(count - 4, 0)).tolist()]
     return found[:count]
 

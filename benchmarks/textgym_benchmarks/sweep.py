@@ -22,7 +22,7 @@ from rich.console import Console
 from scipy.stats import rankdata  # type: ignore[import-untyped]
 from textgym_agents.registry import agent_class, make_config
 
-from textgym.checks import Floats, JsonObject
+from textgym.checks import Floats, JsonObject, check_choice
 from textgym.commands.console import folded, number, table
 from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.run.runner import run_suite
@@ -266,6 +266,8 @@ class SweepFlags:
     """Registered names."""
     tasks: tuple[str, ...] = TASKS
     """Shipped tasks, by name."""
+    rewards: tuple[str, ...] = tuple(STORY_REWARDS)
+    """Of the stories, by name."""
     settings: int = 24
     """Of each agent, its own among them."""
     episodes: tuple[int, ...] = (4096,)
@@ -282,6 +284,10 @@ class SweepFlags:
     table: bool = False
     """Print what is there, and run nothing."""
 
+    def __post_init__(self) -> None:
+        for name in self.rewards:
+            check_choice("rewards", name, tuple(STORY_REWARDS))
+
 
 def main() -> None:
     """Run the script."""
@@ -293,6 +299,7 @@ def main() -> None:
     else:
         settings = (flags.settings, flags.episodes, flags.seeds, flags.tasks, flags.first_seed)
         suite = sweep_suite(flags.agents, model, *settings)
+    suite = replace(suite, cells=tuple(cell for cell in suite.cells if cell.reward_name in ("default", *flags.rewards)))
     if not flags.table:
         run_suite(suite, flags.out, workers=flags.workers)
     results = load_results(flags.out)
