@@ -214,7 +214,7 @@ def own_settings(count: int) -> list[JsonObject]:
     """Return so many settings for TextGym's agents, their own first: passes over a batch, reach of an update, group."""
     found: list[JsonObject] = [{}, {"epochs": 1}]
     found += [{"epochs": 1, "update_kl": 1.0, **group} for group in ({}, {"group": 8})]
-    found += [{"epochs": 1, "update_kl": reach} for reach in np.geomspace(0.2, 4.0, max(count - 4, 0)).tolist()]
+    found += [{"epochs": 1, "update_kl": reach} for reach in np.geomspace(0.4, 8.0, max(count - 4, 0)).tolist()]
     return found[:count]
 
 

@@ -34,7 +34,7 @@ from textgym_benchmarks.tune import default_space
 AGENTS: Final = ("lm-ppo", "rloo", "grpo")
 TASKS: Final = ("Helpful", "HHH", "Arithmetic", "Json")
 _DRAWS: Final = 2000
-_SOLVED: Final = "diagnostics"
+_SOLVED: Final = "diagnostics: optimality"
 _EVALUATION: Final = Evaluation(points=2, per_prompt=2, final_per_prompt=8, optimum_per_prompt=0, split="tune")
 
 _DESIGN: Final[Sequence[JsonObject]] = (
@@ -91,9 +91,11 @@ def sweep_suite(
 def algorithms_suite(
     model: Path | None, episodes: int, seeds: int = 1, tasks: Sequence[str] = TASKS, first_seed: int = 0
 ) -> Suite:
-    """Return the cells of `ALGORITHMS` as they come: on these tasks, those of stories, and the diagnostics.
+    """Return a suite that runs `ALGORITHMS` with their defaults on these tasks, on stories and on the diagnostics.
 
-    Args: see `sweep_suite`; the diagnostics have budgets of their own.
+    Args:
+        episodes: the budget; the diagnostics have budgets of their own. model, seeds, tasks, first_seed: see
+            `sweep_suite`.
     """
     cells: list[Cell] = []
     for name, (agent, config) in ALGORITHMS.items():
@@ -226,23 +228,22 @@ def print_agreement(tasks: Sequence[str], values: Floats, what: str) -> None:
     Console(highlight=False).print(shown)
 
 
-def standings(results: Sequence[Result]) -> tuple[list[str], list[str], Floats]:
-    """Return the algorithms (A,) that ran on every task, the tasks (T,), and J (A, T), means over seeds.
+def standings(results: Sequence[Result], suite: Suite) -> tuple[list[str], list[str], Floats]:
+    """Return the algorithms (A,) whose every cell is done, the suite's tasks (T,), and J (A, T), means over seeds.
 
     The first task stands for all diagnostics and has the mean of their optimality.
     """
     solved = {task_id(name) for name in DIAGNOSTICS}
-    found: dict[str, dict[str, list[float]]] = {}
-    for each in results:
-        exact = each.cell.id in solved
-        value = at(each.measures, "after", "optimality" if exact else "objective", "mean")
-        if value is not None:
-            of_task = found.setdefault(_SOLVED if exact else each.cell.task, {})
-            of_task.setdefault(each.cell.name, []).append(value)
-    tasks = sorted(found, key=_SOLVED.__ne__)
-    names = [name for name in ALGORITHMS if found and all(name in row for row in found.values())]
-    values = [[float(np.mean(found[task][name])) for task in tasks] for name in names]
-    return names, tasks, np.array(values).reshape(len(names), len(tasks))
+    measured = {each.cell.key: each.measures for each in results}
+    found: dict[str, dict[str, list[float | None]]] = {}
+    for cell in suite.cells:
+        exact = cell.id in solved
+        value = at(measured.get(cell.key), "after", "optimality" if exact else "objective", "mean")
+        found.setdefault(cell.name, {}).setdefault(_SOLVED if exact else cell.task, []).append(value)
+    whole = {name: row for name, row in found.items() if all(None not in values for values in row.values())}
+    tasks = sorted({task: 0 for row in found.values() for task in row}, key=_SOLVED.__ne__)
+    means = [[float(np.mean(np.array(row[task], dtype=float))) for task in tasks] for row in whole.values()]
+    return [*whole], tasks, np.array(means).reshape(len(whole), len(tasks))
 
 
 def print_standings(names: Sequence[str], tasks: Sequence[str], values: Floats) -> None:
@@ -267,7 +268,7 @@ class SweepFlags:
     tasks: tuple[str, ...] = TASKS
     """Shipped tasks, by name."""
     rewards: tuple[str, ...] = tuple(STORY_REWARDS)
-    """Of the stories, by name."""
+    """Rewards of the stories to run, by name."""
     settings: int = 24
     """Of each agent, its own among them."""
     episodes: tuple[int, ...] = (4096,)
@@ -280,11 +281,13 @@ class SweepFlags:
     workers: int | None = None
     """Processes; by default one for each core."""
     algorithms: bool = False
-    """In place of settings: a dozen algorithms as they come, on the diagnostics too, at the first budget."""
+    """In place of --agents and --settings: a dozen algorithms as they come, on the diagnostics too, at one budget."""
     table: bool = False
     """Print what is there, and run nothing."""
 
     def __post_init__(self) -> None:
+        if not self.episodes or (self.algorithms and len(self.episodes) > 1):
+            raise ValueError(f"episodes={self.episodes}: allowed is one budget, or several without --algorithms")
         for name in self.rewards:
             check_choice("rewards", name, tuple(STORY_REWARDS))
 
@@ -302,9 +305,10 @@ def main() -> None:
     suite = replace(suite, cells=tuple(cell for cell in suite.cells if cell.reward_name in ("default", *flags.rewards)))
     if not flags.table:
         run_suite(suite, flags.out, workers=flags.workers)
-    results = load_results(flags.out)
+    asked = {cell.key for cell in suite.cells}
+    results = [each for each in load_results(flags.out) if each.cell.key in asked]
     if flags.algorithms:
-        print_standings(*standings(results))
+        print_standings(*standings(results, suite))
         return
     for budget in flags.episodes:
         found = {agent: regrets(results, agent, budget) for agent in flags.agents}

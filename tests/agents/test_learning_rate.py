@@ -58,7 +58,7 @@ def test_what_the_first_batch_has_moved_settles_the_learning_rate(kl, tmp_path):
     rate = 1.25e-4 * min(max((wanted / moved) ** 0.5, 0.1), 30)
     assert [row["lr"] for row in rows] == pytest.approx([1.25e-4, rate, rate], rel=1e-3)
     assert f"moved the policy by {moved:.3g} nats" in whole.chosen
-    assert f"scores correlate by {correlation:.3g}, and 2/8: the optimiser steps)" in whole.chosen
+    assert f"scores correlate by {correlation:.3g}; and times 2/8, the optimiser steps)" in whole.chosen
     # A checkpoint before it is settled loses nothing.
     broken.learn(again, 48, lambda row: True)
     broken.save(tmp_path / "agent")
@@ -136,7 +136,7 @@ def test_fewer_steps_than_eight_go_less_far(epochs, minibatches, share):
     settings = {"batch": 8, "group": 2, "update_kl": 64.0, "epochs": epochs, "minibatches": minibatches}
     rate, why = settled(1e-5, rollout, np.array([1.0, -1, 2, 0]), 1.0, RLOOConfig(**settings))
     assert rate == pytest.approx(1e-5 * (share / 8 * 2 / 5**0.5 / 0.75) ** 0.5)
-    assert (f", and {share}/8: the optimiser steps)" in why) == (share < 8)
+    assert (f"; and times {share}/8, the optimiser steps)" in why) == (share < 8)
 
 
 def test_the_rate_waits_for_a_batch_from_which_something_was_learned():

@@ -27,7 +27,8 @@ def test_the_best_trial_of_each_reward_races_and_an_agent_without_one_as_it_come
     assert [each["learning_rate"] for each in settings] == [3e-5, 9.65e-5, 3.11e-4, 1e-3]
     assert settings == trial_settings(4)
     assert own_settings(2) == [{}, {"epochs": 1}]
-    assert [each.get("update_kl") for each in own_settings(6)[4:]] == pytest.approx([0.2, 4.0])
+    assert own_settings(4)[2:] == [{"epochs": 1, "update_kl": 1.0}, {"epochs": 1, "update_kl": 1.0, "group": 8}]
+    assert [each.get("update_kl") for each in own_settings(6)[4:]] == pytest.approx([0.4, 8.0])
     flags = RaceFlags(Path("model"), rewards=("speech", "sentiment"), seeds=2)
     trials = [
         RaceResult(Racer(who, reward, settings[number], 1000, (1, 2), "model"), np.array(curve), 0.0)

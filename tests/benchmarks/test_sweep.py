@@ -8,10 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from textgym_benchmarks.suite import Cell, Evaluation, Suite
 from textgym_benchmarks.suites import ALGORITHMS, DIAGNOSTICS, STORY_REWARDS
 from textgym_benchmarks.sweep import (
+    SweepFlags,
     algorithms_suite,
     design,
+    main,
     print_agreement,
     print_standings,
     print_table,
@@ -132,21 +135,73 @@ def test_algorithms_run_as_they_come_on_what_is_solved_and_what_is_not(tmp_path)
 
 
 def test_standings_by_hand(capsys):
-    def row(name, task, objective, optimality=None, seed=0):
+    def row(name, task, objective, optimality=None, seed=0, episodes=64):
+        cell = Cell(f"textgym/{task}", "rloo", episodes, seed, label=name)
         after = {"objective": {"mean": objective}, "optimality": {"mean": optimality}}
-        cell = SimpleNamespace(name=name, id=f"textgym/{task}", task=task, seed=seed)
         return SimpleNamespace(cell=cell, measures={"after": after})
 
     rows = []
     for place, name in enumerate(("lm-ppo", "rloo", "grpo", "GSPO")):
         rows += [row(name, "Helpful-v0", 0.1 * place), row(name, "Helpful-v0", 0.1 * place + 0.2, seed=1)]
         rows += [row(name, "Copy-v0", 9.0, 1 - 0.1 * place), row(name, "Bandit-v0", 9.0, 0.5)]
-    rows.append(row("a2c", "Helpful-v0", 3.0))  # not on the others
-    names, tasks, values = standings(rows)
-    assert (names, tasks) == (["lm-ppo", "rloo", "grpo", "GSPO"], ["diagnostics", "Helpful-v0"])
-    np.testing.assert_allclose(values, [[0.75, 0.1], [0.7, 0.2], [0.65, 0.3], [0.6, 0.4]])
+    partly = [row("a2c", "Helpful-v0", 3.0), row("a2c", "Bandit-v0", 9.0, 1.0)]  # Copy-v0 has no result
+    failed = row("a2c", "Copy-v0", 0.0, 0.0)
+    failed.measures = None
+    suite = Suite("algorithms", tuple(each.cell for each in (*rows, *partly, failed)), "", Evaluation())
+    other = row("rloo", "Helpful-v0", 99.0, episodes=128)  # of another budget
+    for given in ([*rows, *partly, failed, other], [*rows, *partly]):
+        names, tasks, values = standings(given, suite)
+        assert (names, tasks) == (["lm-ppo", "rloo", "grpo", "GSPO"], ["diagnostics: optimality", "Helpful-v0"])
+        np.testing.assert_allclose(values, [[0.75, 0.1], [0.7, 0.2], [0.65, 0.3], [0.6, 0.4]])
     print_standings(names, tasks, values)
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
     assert "Spearman, 4 algorithms" in shown
-    assert "-1.00 [-1.00, -1.00]" in shown
-    assert standings([])[0] == []
+    assert "lm-ppo 0.750 0.100" in shown
+    assert "Helpful-v0 -1.00 [" in shown
+    assert standings([], suite)[0] == []
+
+
+def test_flags_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"rewards='speach': one of .* is allowed"):
+        SweepFlags(rewards=("speach",))
+    for episodes in ((), (64, 128)):
+        with pytest.raises(ValueError, match=r"episodes=.*allowed is one budget"):
+            SweepFlags(episodes=episodes, algorithms=True)
+    assert SweepFlags(episodes=(64, 128)).episodes == (64, 128)
+
+
+def test_the_script_runs_and_reads_what_is_asked_for_alone(tmp_path, monkeypatch, capsys):
+    """Of the four rewards of stories one is asked for, and of two suites in a folder the one that is named."""
+    words = [
+        "--model",
+        str(tmp_path),
+        "--out",
+        str(tmp_path),
+        "--tasks",
+        "Json",
+        "--rewards",
+        "speech",
+        "--settings",
+        "2",
+    ]
+    monkeypatch.setattr("sys.argv", ["sweep", *words, "--agents", "rloo"])
+    ran = []
+
+    def run_suite(suite, out, workers):
+        ran.extend(suite.cells)
+
+    monkeypatch.setattr("textgym_benchmarks.sweep.run_suite", run_suite)
+    monkeypatch.setattr("textgym_benchmarks.sweep.load_results", lambda path: [done(cell) for cell in ran])
+    main()
+    assert Counter(cell.reward_name for cell in ran) == {"default": 2, "speech": 2}
+    assert "Text-v0 speech" in " ".join(capsys.readouterr().out.split())
+    everything = [done(cell) for cell in sweep_suite(("rloo",), tmp_path, 2, (4096,)).cells]
+    monkeypatch.setattr("textgym_benchmarks.sweep.load_results", lambda path: everything)
+    main()
+    assert "three words" not in " ".join(capsys.readouterr().out.split())
+
+
+def done(cell):
+    interval = {"mean": 0.5, "low": 0.5, "high": 0.5}
+    measures = {"before": {"objective": {"mean": 0.1}}, "after": {"objective": interval}}
+    return SimpleNamespace(cell=cell, measures=measures)

@@ -11,7 +11,7 @@ from course_tools import ran
 from textgym_benchmarks.course.bugs import findings, right_parts
 from textgym_benchmarks.course.chapters import chapter_of
 
-pytestmark = pytest.mark.learning  # it trains a dozen agents on a small task
+pytestmark = pytest.mark.learning  # it trains three dozen agents on a small task
 
 GOLD = np.array([0.0, 0.6, 1.0, 0.6, 0.2, -0.3, -0.8])
 COUNTS = np.arange(7)
@@ -130,15 +130,17 @@ def test_12f_the_kit_passes_other_right_functions(right):
 def test_12g_a_reward_that_rises_proves_nothing(chapter):
     least = {name: min(reached) for name, (reached, _) in chapter["training"].items()}
     most = {name: max(reached) for name, (reached, _) in chapter["training"].items()}
-    assert least["no bug"] > 0.99
-    assert sum(least[name] > 0.98 for name in FOUND_BY) == 7
-    assert 0.985 < least["action_mask"] <= most["action_mask"] < 0.9985
+    assert round(np.mean(chapter["training"]["no bug"][0]), 2) == 1.0
+    assert round(np.mean(chapter["training"]["action_mask"][0]), 2) == 0.99
+    assert most["action_mask"] < least["no bug"]
+    assert [name for name in FOUND_BY if least[name] <= 0.98] == ["scores_on_tokens", "charged_rewards", "gae_rows"]
     assert most["scores_on_tokens"] < 0.3 > most["gae_rows"]
 
 
 def test_12h_the_doctor_sees_symptoms(chapter):
     every = {name: {each for each, n in said.items() if n == 3} for name, (_, said) in chapter["training"].items()}
-    assert every["no bug"] == set()
+    assert [name for name in FOUND_BY if every[name]] == ["tempered_log_probs", "charged_rewards"]
+    assert not chapter["training"]["no bug"][1]
     assert every["tempered_log_probs"] == {"ratio not 1 at the first mini-batch"}
     assert every["charged_rewards"] == {"entropy collapse"}
 
@@ -146,5 +148,5 @@ def test_12h_the_doctor_sees_symptoms(chapter):
 def test_12i_a_reference_that_is_trained_along_is_found(chapter):
     assert "logged KL" in [finding.check for finding in chapter["shared"]]
     reached, alarms = chapter["shared_training"]
-    assert np.mean(reached) < min(chapter["training"]["no bug"][0]) - 0.05
+    assert max(reached) < min(chapter["training"]["no bug"][0]) - 0.05
     assert not alarms

@@ -180,8 +180,8 @@ def settled(
     """Return the learning rate at which an update moves the policy as `update_kl` says, and why it is that one.
 
     Adam's step is in proportion to the rate, and the KL of a small move to its square. How much of the move went toward
-    higher scores is how its log-ratios correlate with those of a batch that it did not learn from, 0.1 at least. Of
-    fewer than 8 steps, each goes an eighth of the way. The result is a tenth to thirty times `rate`, or `rate` and "".
+    higher scores is how its log-ratios correlate with those of a batch that it did not learn from, 0.1 at least. With
+    fewer than 8 steps, each goes an eighth of the way. The rate is a tenth to thirty times the first, or that and "".
 
     Args:
         rate: at which the policy that wrote the rollout has learned.
@@ -201,7 +201,7 @@ def settled(
     return chosen, (
         f"learning rate {chosen:.3g}: at {rate:.3g} learning has moved the policy by {moved:.3g} nats a sequence, "
         f"wanted are {wanted:.3g} (update_kl={config.update_kl:g} for 256 episodes, times {toward:.3g}: log-ratios and "
-        f"scores correlate by {correlation:.3g}{f', and {steps}/8: the optimiser steps' if steps < 8 else ''})"
+        f"scores correlate by {correlation:.3g}{f'; and times {steps}/8, the optimiser steps' if steps < 8 else ''})"
     )
 
 

@@ -23,7 +23,7 @@ from textgym.task import make_reference
 Parts = Mapping[str, Callable[..., Any]]
 """Functions by the names of chapter 12's exercises, and "frozen", which makes the reference of the policy's table."""
 TEMPERATURE, CLIP, LAM, EPOCHS = 0.8, 0.2, 0.9, 2
-STEP, HALVED, VALUE_STEP = 8.0, 8, 0.3  # the first falls by half in 8 batches, by two thirds in 16
+STEP, HALVED, VALUE_STEP = 8.0, 8, 0.3  # STEP is halved after 8 batches, and a third after 16
 CHECKS: Final = (
     "first ratio",
     "act draws from log-probs",
@@ -73,7 +73,7 @@ class TablePPO:
     Args:
         task: without a grammar mask; its states can be listed, and it pays at the end.
         parts: functions in place of right ones. plain: one step per batch, lambda 1, advantages as they are.
-        seed: of what it draws.
+        seed: of its random draws.
     """
 
     name, critic = "table-ppo", True
