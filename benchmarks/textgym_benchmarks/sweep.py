@@ -231,7 +231,7 @@ def print_agreement(tasks: Sequence[str], values: Floats, what: str) -> None:
 def standings(results: Sequence[Result], suite: Suite) -> tuple[list[str], list[str], Floats]:
     """Return the algorithms (A,) whose every cell is done, the suite's tasks (T,), and J (A, T), means over seeds.
 
-    The first task stands for all diagnostics and has the mean of their optimality.
+    One task stands for all diagnostics and has the mean of their optimality.
     """
     solved = {task_id(name) for name in DIAGNOSTICS}
     measured = {each.cell.key: each.measures for each in results}
@@ -241,7 +241,7 @@ def standings(results: Sequence[Result], suite: Suite) -> tuple[list[str], list[
         value = at(measured.get(cell.key), "after", "optimality" if exact else "objective", "mean")
         found.setdefault(cell.name, {}).setdefault(_SOLVED if exact else cell.task, []).append(value)
     whole = {name: row for name, row in found.items() if all(None not in values for values in row.values())}
-    tasks = sorted({task: 0 for row in found.values() for task in row}, key=_SOLVED.__ne__)
+    tasks = [*dict.fromkeys(task for row in found.values() for task in row)]
     means = [[float(np.mean(np.array(row[task], dtype=float))) for task in tasks] for row in whole.values()]
     return [*whole], tasks, np.array(means).reshape(len(whole), len(tasks))
 
@@ -307,6 +307,8 @@ def main() -> None:
         run_suite(suite, flags.out, workers=flags.workers)
     asked = {cell.key for cell in suite.cells}
     results = [each for each in load_results(flags.out) if each.cell.key in asked]
+    if not any(each.measures for each in results):
+        raise ValueError(f"{flags.out}: none of the {len(asked)} cells that these flags name is done there")
     if flags.algorithms:
         print_standings(*standings(results, suite))
         return

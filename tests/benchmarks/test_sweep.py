@@ -151,13 +151,13 @@ def test_standings_by_hand(capsys):
     other = row("rloo", "Helpful-v0", 99.0, episodes=128)  # of another budget
     for given in ([*rows, *partly, failed, other], [*rows, *partly]):
         names, tasks, values = standings(given, suite)
-        assert (names, tasks) == (["lm-ppo", "rloo", "grpo", "GSPO"], ["diagnostics: optimality", "Helpful-v0"])
-        np.testing.assert_allclose(values, [[0.75, 0.1], [0.7, 0.2], [0.65, 0.3], [0.6, 0.4]])
+        assert (names, tasks) == (["lm-ppo", "rloo", "grpo", "GSPO"], ["Helpful-v0", "diagnostics: optimality"])
+        np.testing.assert_allclose(values, [[0.1, 0.75], [0.2, 0.7], [0.3, 0.65], [0.4, 0.6]])
     print_standings(names, tasks, values)
     shown = " ".join(capsys.readouterr().out.split())
     assert "Spearman, 4 algorithms" in shown
-    assert "lm-ppo 0.750 0.100" in shown
-    assert "Helpful-v0 -1.00 [" in shown
+    assert "lm-ppo 0.100 0.750" in shown
+    assert "Helpful-v0 1.00 [1.00, 1.00] -1.00 [" in shown
     assert standings([], suite)[0] == []
 
 
@@ -201,6 +201,9 @@ def test_the_script_runs_and_reads_what_is_asked_for_alone(tmp_path, monkeypatch
     shown = capsys.readouterr().out
     assert "Json-v0" in shown
     assert "HHH-v0" not in shown
+    monkeypatch.setattr("textgym_benchmarks.sweep.load_results", lambda path: [])
+    with pytest.raises(ValueError, match="none of the 4 cells that these flags name is done there"):
+        main()
 
 
 def done(cell):

@@ -179,9 +179,9 @@ def settled(
 ) -> tuple[float, str]:
     """Return the learning rate at which an update moves the policy as `update_kl` says, and why it is that one.
 
-    Adam's step is in proportion to the rate, and the KL of a small move to its square. How much of the move went toward
-    higher scores is how its log-ratios correlate with those of a batch that it did not learn from, 0.1 at least. With
-    fewer than 8 steps, each goes an eighth of the way. The rate is a tenth to thirty times the first, or that and "".
+    Adam's step is in proportion to the rate, and the KL of a small move to its square. How far to go depends on how the
+    move's log-ratios correlate with scores that it did not learn from, 0.1 at least, and on the steps of a batch: each
+    is worth an eighth, up to 8. Returns a tenth to thirty times `rate`, or `rate` and "" where nothing has moved yet.
 
     Args:
         rate: at which the policy that wrote the rollout has learned.
