@@ -106,8 +106,8 @@ class LMConfig(ModelSettings):
 
     model: str | None = None
     """Folder or hub id of the causal LM, the start and the reference; None: the task's reference; "table": a table."""
-    batch: int = 256
-    """Episodes per iteration (sub-environments)."""
+    batch: int | None = None
+    """Episodes per iteration (sub-environments); None: 64, 128 or 256, the most that leaves sixteen iterations."""
     micro_batch: int = 64
     """Episodes per forward and backward pass; changes memory and speed, never the gradient."""
     learning_rate: float | None = None
@@ -199,7 +199,8 @@ class OnPolicyConfig(CutSettings, LMConfig):
         at_least_one(self, "epochs", "minibatches", "top_k", "mask_every")
         not_negative(self, "entropy_coefficient", "importance_floor")
         only_with(self, "entropy_step", self.entropy_target is not None, "entropy_target")
-        require("minibatches", self.minibatches, self.minibatches <= self.batch, f"at most batch={self.batch}")
+        most = self.batch or 256
+        require("minibatches", self.minibatches, self.minibatches <= most, f"at most batch={most}")
         positive(self, "importance_cap", "update_kl", "stop_update_kl", "entropy_target", "entropy_step")
         unused = self.learning_rate is not None and self.update_kl != OnPolicyConfig.update_kl
         require("update_kl", self.update_kl, not unused, f"{OnPolicyConfig.update_kl} with a learning_rate")
@@ -209,8 +210,7 @@ class OnPolicyConfig(CutSettings, LMConfig):
         low, high = self.importance_floor, self.importance_cap
         require("importance_floor", low, low < high, f"less than importance_cap={high}")
         share(self, "min_p")
-        for name in ("top_p", "mask_top_p"):
-            value = getattr(self, name)
+        for name, value in (("top_p", self.top_p), ("mask_top_p", self.mask_top_p)):
             require(name, value, is_finite(value) and 0 < value <= 1, "a number in (0, 1]")
         only_with(self, "mask_every", self.mask_top_p < 1, "mask_top_p below 1")
         alone = self.sampler is None and self.parallel == "ddp"

@@ -110,6 +110,18 @@ def make_config(agent: type, settings: Mapping[str, object]) -> DataclassInstanc
     return None if kind is None else cast(Factory, kind)(**settings)
 
 
+def batch_of(config: object, episodes: int) -> int:
+    """Return the episodes of an iteration of an agent with this budget; 64 where its config has no batch.
+
+    A batch that is None is 64, 128 or 256, the most that leaves sixteen iterations, and one group at least.
+    """
+    batch = getattr(config, "batch", 64)
+    if batch is not None:
+        return int(batch)
+    rows = min(max(64, 1 << (max(episodes, 16) // 16).bit_length() - 1), 256)
+    return max(rows, int(getattr(config, "group", 1)))
+
+
 def make_agent(agent: str | type[Agent], env: TextEnv, config: object = None, **settings: object) -> Agent:
     """Make an untrained agent.
 

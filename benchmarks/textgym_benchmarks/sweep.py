@@ -188,12 +188,6 @@ def _optimum(result: Result) -> float | None:
     return at(result.measures, "optimum", "value") if known else None
 
 
-def rank_correlations(found: Regrets) -> Floats:
-    """Return Spearman's correlations (T, T) of the settings' regrets between tasks."""
-    agreement: Floats = np.corrcoef(rankdata(found.regret, axis=0).T)
-    return agreement
-
-
 def spearman_interval(correlation: float, count: int) -> tuple[float, float]:
     """Return the ends of the 95% interval of a Spearman correlation of so many pairs; -1 and 1 below 4.
 
@@ -207,14 +201,12 @@ def spearman_interval(correlation: float, count: int) -> tuple[float, float]:
     return float(np.tanh(middle - wide)), float(np.tanh(middle + wide))
 
 
-def _comparable(regret: Floats) -> bool:
-    """Return whether regrets (S, T) can agree between tasks: fewer than four settings have any order by chance."""
-    return len(regret) >= 4 and len(regret.T) >= 2
-
-
 def print_agreement(tasks: Sequence[str], values: Floats, what: str) -> None:
-    """Print Spearman's correlations between tasks. Args: values: (S, T) of so many settings. what: their name."""
-    if not _comparable(values):
+    """Print Spearman's correlations between tasks. Args: values: (S, T) of so many settings. what: their name.
+
+    Fewer than four have any order by chance, and nothing is printed.
+    """
+    if len(values) < 4 or len(tasks) < 2:
         return
     agree = np.corrcoef(rankdata(values, axis=0).T)
     shown = table("", *(folded(name, justify="right") for name in tasks), title=f"Spearman, {len(values)} {what}")
@@ -229,7 +221,9 @@ def print_agreement(tasks: Sequence[str], values: Floats, what: str) -> None:
 
 
 def standings(results: Sequence[Result], suite: Suite) -> tuple[list[str], list[str], Floats]:
-    """Return the algorithms (A,) whose every cell is done, the suite's tasks (T,), and J (A, T), means over seeds.
+    """Return the rows (A,) whose every cell is done, the suite's tasks (T,), and J (A, T), means over seeds.
+
+    A row is what cells have as their name: an algorithm, or an agent and the number of its settings.
 
     One task stands for all diagnostics and has the mean of their optimality.
     """
@@ -246,13 +240,13 @@ def standings(results: Sequence[Result], suite: Suite) -> tuple[list[str], list[
     return [*whole], tasks, np.array(means).reshape(len(whole), len(tasks))
 
 
-def print_standings(names: Sequence[str], tasks: Sequence[str], values: Floats) -> None:
-    """Print what `standings` returns, and how tasks agree."""
+def print_standings(names: Sequence[str], tasks: Sequence[str], values: Floats, what: str) -> None:
+    """Print what `standings` returns, and how tasks agree. Args: what: what the rows are."""
     shown = table("J", *(folded(task, justify="right") for task in tasks))
     for name, row in zip(names, values, strict=True):
         shown.add_row(name, *(f"{value:.3f}" for value in row))
     Console(highlight=False).print(shown)
-    print_agreement(tasks, values, "algorithms")
+    print_agreement(tasks, values, what)
 
 
 @dataclass(frozen=True)
@@ -261,8 +255,8 @@ class SweepFlags:
 
     model: Path | None = None
     """Folder of a causal LM of stories; without one its four tasks are left out."""
-    out: Path = Path("runs/sweep")
-    """Folder of the suite."""
+    out: Path | None = None
+    """Folder of the suite; by default runs/sweep, with --algorithms runs/algorithms."""
     agents: tuple[str, ...] = AGENTS
     """Registered names."""
     tasks: tuple[str, ...] = TASKS
@@ -303,26 +297,25 @@ def main() -> None:
         settings = (flags.settings, flags.episodes, flags.seeds, flags.tasks, flags.first_seed)
         suite = sweep_suite(flags.agents, model, *settings)
     suite = replace(suite, cells=tuple(cell for cell in suite.cells if cell.reward_name in ("default", *flags.rewards)))
+    out = flags.out or Path("runs", "algorithms" if flags.algorithms else "sweep")
     if not flags.table:
-        run_suite(suite, flags.out, workers=flags.workers)
+        run_suite(suite, out, workers=flags.workers)
     asked = {cell.key for cell in suite.cells}
-    results = [each for each in load_results(flags.out) if each.cell.key in asked]
+    results = [each for each in load_results(out) if each.cell.key in asked]
     if not any(each.measures for each in results):
-        raise ValueError(f"{flags.out}: none of the {len(asked)} cells that these flags name is done there")
+        raise ValueError(f"{out}: none of the {len(asked)} cells that these flags name is done there")
     if flags.algorithms:
-        print_standings(*standings(results, suite))
+        print_standings(*standings(results, suite), "algorithms")
         return
     for budget in flags.episodes:
-        found = {agent: regrets(results, agent, budget) for agent in flags.agents}
-        for agent, each in found.items():
-            print_table(each, agent, budget, design(agent, flags.settings))
-        first, *others = found.values()
-        if all(each.tasks == first.tasks for each in others):
-            print_agreement(first.tasks, np.concatenate([each.regret for each in found.values()]), "settings")
+        for agent in flags.agents:
+            print_table(regrets(results, agent, budget), agent, budget, design(agent, flags.settings))
+        cells = tuple(cell for cell in suite.cells if cell.episodes == budget)
+        print_standings(*standings(results, replace(suite, cells=cells)), "settings")
 
 
 def print_table(found: Regrets, agent: str, episodes: int, settings: Sequence[JsonObject]) -> None:
-    """Print the regrets of an agent's settings, the smallest largest one first, and how tasks agree."""
+    """Print the regrets of an agent's settings, the smallest largest one first."""
     names = (name + " *" * (not known) for name, known in zip(found.tasks, found.known, strict=True))
     heads = (folded(name, justify="right") for name in names)
     shown = table(
@@ -339,12 +332,6 @@ def print_table(found: Regrets, agent: str, episodes: int, settings: Sequence[Js
         parts = (f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in words)
         console.print(f"{place}: {', '.join(parts) or 'as they come'}", markup=False)
     console.print("*: of the way to the best J that was found; J* is not known well enough", markup=False)
-    if not _comparable(found.regret):
-        return
-    agree = rank_correlations(found)
-    pairs = agree[np.triu_indices(len(found.tasks), 1)]
-    agreement = f"mean {pairs.mean():.2f}, least {pairs.min():.2f}"
-    console.print(f"Spearman between tasks, {len(found.settings)} settings: {agreement}", markup=False)
 
 
 if __name__ == "__main__":

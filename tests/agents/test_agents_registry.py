@@ -12,7 +12,7 @@ import pytest
 from agents.counting_agent import CountingAgent, CountingConfig
 from gymnasium.vector import AutoresetMode
 from textgym_agents import agent_names, load_agent, make_agent, make_env, register_agent
-from textgym_agents.registry import agent_class, config_class
+from textgym_agents.registry import agent_class, batch_of, config_class, make_config
 
 from textgym.registry import AGENTS
 
@@ -156,3 +156,14 @@ def test_loading_another_kind_is_refused(tmp_path):
     make_agent("random", env).save(Path(tmp_path))
     with pytest.raises(ValueError, match="holds agent 'random'"):
         load_agent(tmp_path, env, "reference")
+
+
+@pytest.mark.parametrize(
+    ("episodes", "batch"), [(1, 64), (1024, 64), (2047, 64), (2048, 128), (4095, 128), (4096, 256), (10**6, 256)]
+)
+def test_a_batch_that_is_not_given_leaves_sixteen_iterations(episodes, batch):
+    assert batch_of(make_config(agent_class("rloo"), {}), episodes) == batch
+    assert batch_of(make_config(agent_class("rloo"), {"group": 128}), episodes) == max(batch, 128)
+    assert batch_of(make_config(agent_class("rloo"), {"batch": 32}), episodes) == 32
+    assert batch_of(make_config(agent_class("a2c"), {}), episodes) == 64  # its own
+    assert batch_of(None, episodes) == 64

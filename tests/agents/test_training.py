@@ -312,3 +312,9 @@ def test_the_split_tune_is_evaluated_where_the_task_has_it(tmp_path: Any) -> Non
         Training(settings(env=own, split="tune"))
     with pytest.raises(ValueError, match="split 'train': not one of eval, tune"):
         settings(split="train")
+
+
+def test_an_agent_without_a_batch_of_its_own_plays_what_the_budget_gives(tmp_path):
+    watcher = Watcher()
+    Training(settings(agent="rloo", config={"device": "cpu"}, episodes=128, eval_every=0)).run(tmp_path / "a", watcher)
+    assert [row["episode"] for row in watcher.rows] == [0, 64, 128]

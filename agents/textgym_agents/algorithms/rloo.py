@@ -121,10 +121,10 @@ class RLOO(GroupAgent):
         return clipped_policy_loss(log_probs - old_log_probs, advantages, self.clip)
 
 
-def check_group(group: int, batch: int) -> None:
-    """Raise ValueError unless there are groups of two or more, and the batch is made of whole ones."""
+def check_group(group: int, batch: int | None) -> None:
+    """Raise ValueError unless there are groups of two or more, and the batch (None: 256) is made of whole ones."""
     require("group", group, group >= 2, "an integer >= 2")
-    require("batch", batch, batch % group == 0, f"a multiple of group={group}")
+    require("batch", batch, (batch or 256) % group == 0, f"a multiple of group={group}")
 
 
 def check_sequence_kl(kl: KL) -> None:

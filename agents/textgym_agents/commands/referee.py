@@ -105,7 +105,7 @@ def judge(flags: RefereeFlags) -> dict[int, list[Verdict]]:
     policies: list[LMPolicy] = [copy.deepcopy(agent.policy)]
     env.reset(seed=flags.seed)
     if flags.updates:
-        agent.learn(env, agent.config.batch * flags.updates, lambda _: policies.append(copy.deepcopy(agent.policy)))
+        agent.learn(env, env.num_envs * flags.updates, lambda _: policies.append(copy.deepcopy(agent.policy)))
     current = policies[-1]
     found = {}
     for age in flags.stale:

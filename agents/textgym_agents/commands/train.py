@@ -36,7 +36,7 @@ from textgym_agents.commands.running import (
     watched_run,
 )
 from textgym_agents.config import LMPPOConfig, MeasureSettings, OnPolicyConfig, TrainSettings
-from textgym_agents.registry import agent_class, agent_names, config_class, make_config, make_env, with_model
+from textgym_agents.registry import agent_class, agent_names, batch_of, config_class, make_config, make_env, with_model
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.trust import check_trusted
 
@@ -165,6 +165,7 @@ def show_memory(flags: TrainFlags, config: JsonObject) -> None:
     model = config.get("model") or (str(reference_model(task)) if has_language_model(task) else None)
     if model is None or not isinstance(settings, OnPolicyConfig):
         raise UsageError(f"--dry-run: {flags.agent} on {flags.id} is no policy gradient on a language model")
+    settings = replace(settings, batch=batch_of(settings, flags.episodes))
     show_estimate(model, settings, task.max_prompt_tokens, task.max_new_tokens)
 
 

@@ -132,6 +132,7 @@ def plan_of(config: OnPolicyConfig, prompt_tokens: int, new_tokens: int) -> Plan
     names = ("batch", "micro_batch", "minibatches", "precision", "gradient_checkpointing")
     lora = ("lora_rank", "lora_targets", "reference_precision")
     settings: dict[str, Any] = {name: getattr(config, name) for name in (*names, *lora)}
+    settings["batch"] = settings["batch"] or Plan.batch
     where = config.reference_device or config.device
     if _place("reference_device", where) != _place("device", config.device):
         settings |= {"reference_device": where}

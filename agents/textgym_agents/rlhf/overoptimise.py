@@ -22,7 +22,7 @@ from textgym.sampling import PromptEpisodes, play
 from textgym.sources import versions
 from textgym.task import Task, make_reference, reference_model
 from textgym_agents.algorithms.ppo import LMPPO
-from textgym_agents.registry import make_env
+from textgym_agents.registry import batch_of, make_env
 from textgym_agents.rlhf.inputs import noisy_pairs, resize_model
 from textgym_agents.rlhf.ranking import calibrate, score_answers, shifted
 from textgym_agents.rlhf.reward_model import train_reward_model
@@ -120,7 +120,7 @@ class Overoptimisation(StagedRun[OveroptimiseSettings]):
         plan, calibration = self.settings, self._calibration(layers, pairs)
         spec = {"model": self._spec(layers, pairs)}
         reward = {"name": "weighted", "rewards": spec, "weights": {"model": calibration["scale"]}}
-        env = make_env(self.env_id, plan.ppo.batch, **{**self.env_options, "reward": reward})
+        env = make_env(self.env_id, batch_of(plan.ppo, plan.episodes), **{**self.env_options, "reward": reward})
         agent = LMPPO(env.unwrapped.task, plan.ppo)
         points: list[JsonObject] = []
         for beta in plan.betas:

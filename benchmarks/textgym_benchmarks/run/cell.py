@@ -15,7 +15,7 @@ from textgym_agents.algorithms.fixed import reference_of
 from textgym_agents.config import TrainSettings
 from textgym_agents.conformance.under_test import global_generators
 from textgym_agents.protocol import Agent
-from textgym_agents.registry import agent_class, config_class, make_agent, make_config, make_env
+from textgym_agents.registry import agent_class, batch_of, config_class, make_agent, make_config, make_env
 from textgym_agents.saving import FORMAT
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import SilentWatcher, Training, Watcher
@@ -128,7 +128,7 @@ def probe_cell(cell: JsonObject, evaluation: JsonObject) -> JsonObject:
         task = make_env(row.id, 1, **row.options).unwrapped.task
         plan = plan_of(row, settings, task)
         config = make_config(agent_class(row.agent), plan.config)
-        env = make_env(row.id, int(getattr(config, "batch", 64)), **row.options)
+        env = make_env(row.id, batch_of(config, row.episodes), **row.options)
         agent = make_agent(row.agent, env, config)
         learning = _pace(agent, env, row.episodes) * row.episodes if agent.learns else 0.0
         started = time.process_time()
@@ -196,7 +196,7 @@ def _config(cell: Cell, seed: int) -> JsonObject:
     if "batch" in names:
         config = make_config(agent_class(cell.agent), found)
         group = int(getattr(config, "group", 1))
-        if getattr(config, "batch", 0) > cell.episodes:
+        if batch_of(config, cell.episodes) > cell.episodes:
             found["batch"] = max(cell.episodes // group, 1) * group
     return found
 
