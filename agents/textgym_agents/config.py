@@ -107,7 +107,7 @@ class LMConfig(ModelSettings):
     model: str | None = None
     """Folder or hub id of the causal LM, the start and the reference; None: the task's reference; "table": a table."""
     batch: int | None = None
-    """Episodes per iteration (sub-environments); None: 64, 128 or 256, the most that leaves sixteen iterations."""
+    """Episodes per iteration (sub-environments); None: 64, 128 or 256, the most that leaves a run 16 iterations."""
     micro_batch: int = 64
     """Episodes per forward and backward pass; changes memory and speed, never the gradient."""
     learning_rate: float | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +21,8 @@ from textgym_agents.protocol import METHODS, Agent, complete
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+    from textgym_agents.config import TrainSettings
 
 HF = "hf:"
 """What the name of a causal LM or PEFT adapter as an agent begins with; its folder or hub id follows."""
@@ -110,16 +112,25 @@ def make_config(agent: type, settings: Mapping[str, object]) -> DataclassInstanc
     return None if kind is None else cast(Factory, kind)(**settings)
 
 
-def batch_of(config: object, episodes: int) -> int:
+def batch_of(config: object, episodes: int, processes: int = 1) -> int:
     """Return the episodes of an iteration of an agent with this budget; 64 where its config has no batch.
 
-    A batch that is None is 64, 128 or 256, the most that leaves sixteen iterations, and one group at least.
+    A batch that is None is the largest of 64, 128 and 256 that leaves sixteen iterations, 64 where none does, and a
+    group for each process at least.
     """
     batch = getattr(config, "batch", 64)
     if batch is not None:
         return int(batch)
     rows = min(max(64, 1 << (max(episodes, 16) // 16).bit_length() - 1), 256)
-    return max(rows, int(getattr(config, "group", 1)))
+    return max(rows, int(getattr(config, "group", 1)) * processes)
+
+
+def with_batch(settings: TrainSettings, processes: int) -> TrainSettings:
+    """Return a run's settings with the batch that its budget gives, where the agent's config leaves it open."""
+    config = make_config(agent_class(settings.agent), settings.config)
+    if getattr(config, "batch", 0) is not None:
+        return settings
+    return replace(settings, config={**settings.config, "batch": batch_of(config, settings.episodes, processes)})
 
 
 def make_agent(agent: str | type[Agent], env: TextEnv, config: object = None, **settings: object) -> Agent:

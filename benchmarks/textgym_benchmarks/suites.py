@@ -210,13 +210,13 @@ def guided() -> Suite:
 
 
 def nlpo() -> Suite:
-    """Return the suite behind the table of learned masks in docs/algorithms.md."""
+    """Return the suite behind the table of learned masks in docs/algorithms.md, in batches of 256."""
     masks = {"0.9": {"mask_top_p": 0.9}, "0.9, mu=1": {"mask_top_p": 0.9, "mask_every": 1}, "0.5": {"mask_top_p": 0.5}}
     cells: list[Cell] = []
     for label, config in {"lm-ppo": {}, **{f"NLPO, p={name}": mask for name, mask in masks.items()}}.items():
         cells += _levels("BigVocab", {"V=256": 2, "V=4096": 4}, ["lm-ppo"], 8_192, 3, config, label)
         if label in ("lm-ppo", "NLPO, p=0.9"):
-            cells += rows(["Helpful"], ["lm-ppo"], 2_560, 3, config, label)
+            cells += rows(["Helpful"], ["lm-ppo"], 2_560, 3, {**config, "batch": 256}, label)
     return Suite("nlpo", tuple(cells), "LM PPO and NLPO's learned mask on tasks of many actions.", _SPARING)
 
 
@@ -224,7 +224,8 @@ def curriculum() -> Suite:
     """Return the suite behind the table of curricula in docs/runs.md."""
     draws = {"uniform": {}, **{name: {"curriculum": name} for name in ("difficulty", "progress")}}
     budgets = {"Copy": 6_144, "Arithmetic": 1_536}
-    cells = [rows([task], ["rloo"], budgets[task], 5, draws[name], name) for task in budgets for name in draws]
+    settings = {name: {**draw, "batch": 256} for name, draw in draws.items()}
+    cells = [rows([task], ["rloo"], budgets[task], 5, settings[name], name) for task in budgets for name in draws]
     return Suite("curriculum", tuple(chain(*cells)), "RLOO with prompts drawn in three ways.", _SPARING)
 
 

@@ -157,6 +157,8 @@ def regrets(results: Sequence[Result], agent: str, episodes: int, seed: int = 0)
     tasks = tuple(dict.fromkeys(task for _, task in found))
     places = sorted({place for place, _ in found})
     settings = tuple(place for place in places if all((place, task) in found for task in tasks))
+    if not settings:
+        return Regrets(tasks, (), np.zeros((0, len(tasks))), np.zeros((0, 3)), ())
     generator = np.random.default_rng(seed)
     drawn = np.array([[_draws(found[place, task], generator) for task in tasks] for place in settings])  # (S, T, R)
     optima = [_optimum(found[settings[0], task][0]) for task in tasks]
@@ -240,12 +242,15 @@ def standings(results: Sequence[Result], suite: Suite) -> tuple[list[str], list[
     return [*whole], tasks, np.array(means).reshape(len(whole), len(tasks))
 
 
-def print_standings(names: Sequence[str], tasks: Sequence[str], values: Floats, what: str) -> None:
-    """Print what `standings` returns, and how tasks agree. Args: what: what the rows are."""
-    shown = table("J", *(folded(task, justify="right") for task in tasks))
+def print_standings(results: Sequence[Result], suite: Suite, what: str) -> None:
+    """Print `standings`, how many rows are not whole yet, and how tasks agree. Args: what: what the rows are."""
+    names, tasks, values = standings(results, suite)
+    shown = table("J", *(folded(task, justify="right") for task in tasks), title=what)
     for name, row in zip(names, values, strict=True):
         shown.add_row(name, *(f"{value:.3f}" for value in row))
     Console(highlight=False).print(shown)
+    if missing := len({cell.name for cell in suite.cells}) - len(names):
+        Console(highlight=False).print(f"{missing} more have cells without a result")
     print_agreement(tasks, values, what)
 
 
@@ -305,13 +310,15 @@ def main() -> None:
     if not any(each.measures for each in results):
         raise ValueError(f"{out}: none of the {len(asked)} cells that these flags name is done there")
     if flags.algorithms:
-        print_standings(*standings(results, suite), "algorithms")
+        print_standings(results, suite, "algorithms")
         return
     for budget in flags.episodes:
         for agent in flags.agents:
-            print_table(regrets(results, agent, budget), agent, budget, design(agent, flags.settings))
+            found = regrets(results, agent, budget)
+            if found.settings:
+                print_table(found, agent, budget, design(agent, flags.settings))
         cells = tuple(cell for cell in suite.cells if cell.episodes == budget)
-        print_standings(*standings(results, replace(suite, cells=cells)), "settings")
+        print_standings(results, replace(suite, cells=cells), f"settings, {budget:,} episodes")
 
 
 def print_table(found: Regrets, agent: str, episodes: int, settings: Sequence[JsonObject]) -> None:

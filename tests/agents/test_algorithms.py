@@ -9,7 +9,7 @@ from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.config import LMPPOConfig
 from textgym_agents.conformance import FAILS, NOT_ASKED, check, check_names
 from textgym_agents.conformance.under_test import HOLDS
-from textgym_agents.registry import agent_class, make_config
+from textgym_agents.registry import agent_class, batch_of, make_config
 
 from textgym import TokenVectorEnv, make_task
 from textgym.solver import policy_values, solve
@@ -97,7 +97,7 @@ def test_best_of_n_has_no_log_probs_and_passes_what_can_be_asked_without():
 
 def optimality(agent, name, episodes, **settings):
     config = make_config(agent_class(agent), {"device": "cpu", **settings})
-    env = make_env(f"textgym/{name}-v0", config.batch)
+    env = make_env(f"textgym/{name}-v0", batch_of(config, episodes))
     solution = solve(env.unwrapped.task)
     learner = make_agent(agent, env, config)
     learner.learn(env, episodes)

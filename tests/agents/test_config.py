@@ -70,7 +70,7 @@ def test_no_setting_keeps_a_machine_busy_before_anything_is_seen(value):
 
 
 def test_a_group_is_no_greater_than_the_batch():
-    with pytest.raises(ValueError, match=r"batch=None: allowed is a multiple of group=1000000000"):
+    with pytest.raises(ValueError, match=r"group=1000000000: allowed is a divisor of 256 without a batch"):
         config_class(agent_class("rloo"))(group=10**9)
 
 

@@ -152,6 +152,12 @@ def test_lm_ppo_learns_and_nothing_is_left_unasked():
     assert failures(check("lm-ppo", names, settings={"device": "cpu"})) == []
 
 
+def test_an_agent_without_a_batch_of_its_own_is_asked_to_learn():
+    short = {"Bandit": LearningTask("textgym/Bandit-v0", episodes=512)}
+    (finding,) = check("rloo", ["learns Bandit"], settings={"device": "cpu"}, learning_tasks=short)
+    assert re.fullmatch(r"optimality -?[0-9.]+ after (256|512) episodes", finding.found)
+
+
 class NoStopGradient(LMPPO):
     """Leaves the last action of every row out of its loss where it is a stop token."""
 

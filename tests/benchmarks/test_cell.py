@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from textgym_agents.registry import agent_class, agent_names, batch_of, make_config, make_env
+from textgym_agents.registry import agent_class, agent_names, make_env
 from textgym_agents.training.folder import RunFolder
 from textgym_benchmarks.results.format import check_result
 from textgym_benchmarks.run import cell as cells
@@ -100,17 +100,19 @@ def test_what_a_search_has_scored_counts_before_a_run_is_broken_off_and_after_it
         ("dpo", {}, 64),
         ("rloo", {}, 64),
         ("rloo", {"batch": 256}, 64),
+        ("rloo", {"batch": None}, 64),
         ("rloo", {"batch": 240, "group": 24}, 48),
         ("rloo", {"batch": 8, "minibatches": 1}, 8),
     ],
 )
 def test_a_batch_is_no_larger_than_the_budget(tmp_path, agent, config, batch):
     cell = Cell("textgym/Bandit-v0", agent, 64, 3, config=config)
-    plan = plan_of(cell, SMALL, make_task("Bandit"))
-    assert batch_of(make_config(agent_class(agent), plan.config), 64) == batch
+    assert plan_of(cell, SMALL, make_task("Bandit")).config["batch"] == batch
     if agent == "dpo":
         measures = run_cell(cell, SMALL, tmp_path / "cell", tmp_path / "optima", counted=True)["measures"]
         assert (measures["scored"], measures["episodes"]) == (64, 64)
+    short = replace(cell, episodes=42, config={} if agent == "rloo" else config)
+    assert plan_of(short, SMALL, make_task("Bandit")).config["batch"] == (40 if agent == "rloo" else 42)
 
 
 @pytest.mark.slow

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from textgym_benchmarks.suite import Cell, Evaluation, Suite
-from textgym_benchmarks.suites import ALGORITHMS, DIAGNOSTICS, STORY_REWARDS
+from textgym_benchmarks.suites import ALGORITHMS, DIAGNOSTICS, STORY_REWARDS, task_id
 from textgym_benchmarks.sweep import (
+    AGENTS,
     SweepFlags,
     algorithms_suite,
     design,
@@ -144,12 +145,14 @@ def test_standings_by_hand(capsys):
         names, tasks, values = standings(given, suite)
         assert (names, tasks) == (["lm-ppo", "rloo", "grpo", "GSPO"], ["Helpful-v0", "diagnostics: optimality"])
         np.testing.assert_allclose(values, [[0.1, 0.75], [0.2, 0.7], [0.3, 0.65], [0.4, 0.6]])
-    print_standings(names, tasks, values, "algorithms")
+    print_standings(rows + partly, suite, "algorithms")
     shown = " ".join(capsys.readouterr().out.split())
     assert "Spearman, 4 algorithms" in shown
+    assert "1 more have cells without a result" in shown
     assert "lm-ppo 0.100 0.750" in shown
     assert "Helpful-v0 1.00 [1.00, 1.00] -1.00 [" in shown
     assert standings([], suite)[0] == []
+    assert regrets([], "rloo", 64).settings == ()
 
 
 def test_flags_that_do_not_fit_are_refused():
@@ -212,10 +215,28 @@ def test_settings_and_algorithms_have_folders_of_their_own(words, folder, monkey
     monkeypatch.setattr("sys.argv", ["sweep", "--table", "--settings", "1", "--agents", "rloo", *words])
     main()
     assert [path.as_posix() for path in asked] == [folder]
-    assert "HHH-v0" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "DAPO 0.500 0.500 0.500" in shown if words else "rloo 0 0.500 0.500" in shown
 
 
-def done(cell):
-    interval = {"mean": 0.5, "low": 0.5, "high": 0.5}
-    after = {"objective": interval, "optimality": None}
+def test_every_budget_has_a_table_of_its_own(monkeypatch, capsys):
+    cells = sweep_suite(AGENTS, None, 2, (64, 128), tasks=("Json", "HHH")).cells
+    level = {"rloo 0": 0.1, "rloo 1": 0.2, "grpo 0": 0.3, "grpo 1": 0.4, "lm-ppo 0": 0.5, "lm-ppo 1": 0.6}
+    found = [done(cell, level[cell.name] * cell.episodes / 64) for cell in cells]
+    monkeypatch.setattr("textgym_benchmarks.sweep.load_results", lambda path: found)
+    monkeypatch.setattr(
+        "sys.argv", ["sweep", "--table", "--settings", "2", "--tasks", "Json", "HHH", "--episodes", "64", "128"]
+    )
+    main()
+    shown = " ".join(capsys.readouterr().out.split())
+    first, second = shown.split("settings, 128 episodes", 1)
+    assert "rloo 1 0.200 0.200" in first
+    assert "Spearman, 6 settings, 64 episodes" in first
+    assert "rloo 1 0.400 0.400" in second
+
+
+def done(cell, level=0.5):
+    interval = {"mean": level, "low": level, "high": level}
+    exact = cell.id in {task_id(name) for name in DIAGNOSTICS}
+    after = {"objective": interval, "optimality": interval if exact else None}
     return SimpleNamespace(cell=cell, measures={"before": {"objective": {"mean": 0.1}}, "after": after})

@@ -122,9 +122,10 @@ class RLOO(GroupAgent):
 
 
 def check_group(group: int, batch: int | None) -> None:
-    """Raise ValueError unless there are groups of two or more, and the batch (None: 256) is made of whole ones."""
+    """Raise ValueError unless there are groups of two or more, and any batch is made of whole ones."""
     require("group", group, group >= 2, "an integer >= 2")
-    require("batch", batch, (batch or 256) % group == 0, f"a multiple of group={group}")
+    require("group", group, batch is not None or 256 % group == 0, "a divisor of 256 without a batch")
+    require("batch", batch, (batch or 0) % group == 0, f"a multiple of group={group}")
 
 
 def check_sequence_kl(kl: KL) -> None:

@@ -282,7 +282,7 @@ def _standard_errors(
 
 
 ENOUGH = 0.95
-_ENVS = 128  # where an agent's own batch is larger, or it has none: the tasks are small
+_ENVS = 128  # where an agent's own batch is larger, or not set, or it has none: the tasks are small
 
 DEFAULT_TASKS = {
     "Bandit": LearningTask("textgym/Bandit-v0"),
@@ -305,8 +305,8 @@ def learns(tested: AgentUnderTest, name: str) -> Outcome:
     tokens = agent.objective_tokens
     if tokens is not None and small.unwrapped.task.max_new_tokens > tokens:
         raise NotAsked(f"the agent optimises J on tasks of up to {tokens} tokens only")
-    own: int = getattr(agent.config, "batch", _ENVS)
-    if own > _ENVS:
+    own = getattr(agent.config, "batch", None)
+    if own is None or own > _ENVS:
         own = _ENVS - _ENVS % agent.group
     count = own if problem.envs is None else problem.envs
     reached, budget = -math.inf, 0

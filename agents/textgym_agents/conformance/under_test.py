@@ -135,7 +135,8 @@ class LearningTask:
     Attributes:
         id: of the environment.
         options: of the environment.
-        episodes: the budget. envs: sub-environments; None takes the `batch` of the agent's config, or 128.
+        episodes: the budget. envs: sub-environments; None takes the `batch` of the agent's config, 128 at
+            most and where it has none.
     """
 
     id: str

@@ -122,7 +122,7 @@ class MemoryEstimate:
 
 
 def plan_of(config: OnPolicyConfig, prompt_tokens: int, new_tokens: int) -> Plan:
-    """Return the plan of an agent's settings. Raises: ValueError for weights that are sharded, or a mask policy."""
+    """Return the plan of an agent's settings; no batch means 256. Raises: ValueError for fsdp, or a mask policy."""
     if config.parallel == "fsdp":
         raise ValueError(
             "parallel='fsdp': the estimate is of one process, 'ddp'; docs/scale.md has the cost model of more"

@@ -120,7 +120,9 @@ class Overoptimisation(StagedRun[OveroptimiseSettings]):
         plan, calibration = self.settings, self._calibration(layers, pairs)
         spec = {"model": self._spec(layers, pairs)}
         reward = {"name": "weighted", "rewards": spec, "weights": {"model": calibration["scale"]}}
-        env = make_env(self.env_id, batch_of(plan.ppo, plan.episodes), **{**self.env_options, "reward": reward})
+        env = make_env(
+            self.env_id, batch_of(plan.ppo, plan.episodes * len(plan.betas)), **{**self.env_options, "reward": reward}
+        )
         agent = LMPPO(env.unwrapped.task, plan.ppo)
         points: list[JsonObject] = []
         for beta in plan.betas:

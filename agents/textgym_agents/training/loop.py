@@ -17,7 +17,7 @@ from textgym.sources import versions
 from textgym_agents.algorithms.fixed import reference_of
 from textgym_agents.config import TrainSettings
 from textgym_agents.protocol import Agent, Metrics
-from textgym_agents.registry import agent_class, batch_of, load_agent, make_agent, make_config, make_env
+from textgym_agents.registry import agent_class, load_agent, make_agent, make_config, make_env, with_batch
 from textgym_agents.saving import count, number
 from textgym_agents.training.curriculum import refuse_own_prompts, set_curriculum
 from textgym_agents.training.curves import draw_curves
@@ -36,7 +36,7 @@ from textgym_agents.training.measures import (
     to_evaluate,
     unsettled,
 )
-from textgym_agents.training.ranks import Ranks, refuse_ranks, share
+from textgym_agents.training.ranks import Ranks, refuse_ranks, share, world
 
 
 class Watcher(Protocol):
@@ -107,11 +107,12 @@ class Training:
         seed: int | None = None,
         pictures: bool = True,
     ) -> None:
+        settings = with_batch(settings, world())
         self._settings, self._folder, self._pictures = settings, folder, pictures
         config = make_config(agent_class(settings.agent), settings.config)
         refuse_own_prompts(settings, config)
         self._seed = int(getattr(config, "seed", 0)) if seed is None else seed
-        rows = share("batch", batch_of(config, settings.episodes), int(getattr(config, "group", 1)))
+        rows = share("batch", int(getattr(config, "batch", 64)), int(getattr(config, "group", 1)))
         self._env = make_env(settings.id, rows, **settings.env)
         self.task = self._env.unwrapped.task
         self.task.prompt_set(settings.split)

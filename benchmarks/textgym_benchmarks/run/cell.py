@@ -195,9 +195,8 @@ def _config(cell: Cell, seed: int) -> JsonObject:
         found["seed"] = seed
     if "batch" in names:
         config = make_config(agent_class(cell.agent), found)
-        group = int(getattr(config, "group", 1))
-        if batch_of(config, cell.episodes) > cell.episodes:
-            found["batch"] = max(cell.episodes // group, 1) * group
+        rows, group = batch_of(config, cell.episodes), int(getattr(config, "group", 1))
+        found["batch"] = rows if rows <= cell.episodes else max(cell.episodes // group, 1) * group
     return found
 
 
