@@ -274,4 +274,4 @@ def test_a_cell_of_a_suite_has_the_settings_of_a_curriculum_beside_its_agent_s()
     config = {"curriculum": "difficulty", "curriculum_target": 0.7, "clip": 0.1}
     made = plan_of(Cell("textgym/Copy-v0", "rloo", 512, 3, config=config), Evaluation(), task)
     assert (made.curriculum, made.curriculum_target, made.curriculum_share) == ("difficulty", 0.7, 0.25)
-    assert made.config == {"clip": 0.1, "seed": 3}
+    assert made.config == {"clip": 0.1, "seed": 3, "batch": 64}

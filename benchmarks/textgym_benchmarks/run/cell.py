@@ -196,7 +196,9 @@ def _config(cell: Cell, seed: int) -> JsonObject:
     if "batch" in names:
         config = make_config(agent_class(cell.agent), found)
         rows, group = batch_of(config, cell.episodes), int(getattr(config, "group", 1))
-        found["batch"] = rows if rows <= cell.episodes else max(cell.episodes // group, 1) * group
+        fitting = rows if rows <= cell.episodes else max(cell.episodes // group, 1) * group
+        if fitting != getattr(config, "batch", None):
+            found["batch"] = fitting
     return found
 
 
