@@ -152,6 +152,7 @@ def test_a_reference_elsewhere_is_in_no_sum():
     assert plan_of(replace(config, reference_device="cuda:0"), 6, 4) == plan_of(config, 6, 4)
     with pytest.raises(ValueError, match="reference_device='moon': allowed"):
         plan_of(replace(config, reference_device="moon"), 6, 4)
+    assert [plan_of(replace(config, batch=batch), 6, 4).batch for batch in (None, 32)] == [256, 32]
 
 
 def test_all_settings_that_memory_depends_on_are_taken_or_refused():

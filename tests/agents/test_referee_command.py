@@ -76,6 +76,14 @@ def test_the_command_judges_the_policy_of_a_saved_agent(tmp_path, capsys):
     assert found[0]["token ratio"]["variance"] != pytest.approx(found[1]["token ratio"]["variance"], rel=0.1)
 
 
+def test_updates_of_a_saved_agent_are_of_the_command_s_own_batches(tmp_path, capsys):
+    env = make_env("textgym/Bandit-v0", 32, difficulty=1)
+    make_agent(RLOO, env, make_config(RLOO, {"batch": 32})).save(tmp_path / "agent")
+    words = ["Bandit-v0", "--env", "difficulty=1", "--group", "2", "--json", "--checkpoint", str(tmp_path / "agent")]
+    main([*words, "--updates", "2", "--stale", "2"])  # two of 32 episodes each would be one of 64
+    assert [each["stale"] for each in json.loads(capsys.readouterr().out)] == [2]
+
+
 def test_a_drawn_row_says_so_and_its_error_has_the_unit_of_its_figure(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "150")
     moments = Moments("RLOO", 4.0, 0.2, 0.4, 0.9, 2.0, 0.8, 0.1, 0.5)
