@@ -45,7 +45,7 @@ MOST = 8.0  # seconds of CPU that a mutant's tests take without it: file by file
 # Checks of whole agents, which take most of the time.
 LEFT_OUT = "passes or test_28 or test_33 or committed_optimum or any_registered or covers"
 PYTEST = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", f"not ({LEFT_OUT})"]
-PYTEST += ["-m", "not slow and not learning and not sweep"]
+PYTEST += ["-m", "not slow and not long and not sweep"]
 
 SWAPS: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
     ast.Add: (ast.Sub,), ast.Sub: (ast.Add,), ast.Mult: (ast.Div,), ast.Div: (ast.Mult,), ast.Pow: (ast.Mult,),

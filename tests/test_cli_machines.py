@@ -64,7 +64,7 @@ def background(*words, **options):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_loop_over_seeds_in_the_background_has_a_folder_for_each():
     loop = 'for seed in 0 1; do "$@" & jobs="$jobs $!"; done; for job in $jobs; do wait $job || exit 1; done'
     done = shell(loop, "train", "Bandit-v0", "--agent", "random", "--episodes", "8", "--final-per-prompt", "1")
@@ -110,7 +110,7 @@ def test_a_clock_that_jumps_makes_no_negative_times(capsys, monkeypatch):
     assert seconds == sorted(seconds)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_that_a_full_disk_stopped_goes_on_by_the_line_that_it_prints(capsys):
     # No file may become longer than 40 KiB: what a full disk does, without one.
     done = shell('ulimit -f 40; "$@"', "train", *TINY, "--out", "my run")

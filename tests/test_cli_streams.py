@@ -83,6 +83,7 @@ def test_help_does_not_depend_on_how_python_was_started():
     assert (stripped.returncode, stripped.stdout) == (0, plain.stdout)
 
 
+@pytest.mark.long
 def test_rewards_and_checks_say_what_they_are_without_docstrings():
     # Of other packages the bytecode with docstrings is there; to compile them without takes 7 seconds.
     code = (

@@ -258,8 +258,9 @@ def test_a_random_policy_needs_no_torch(capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.sweep)],
+    [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)],
 )
+@pytest.mark.long
 def test_a_training_serves_its_report_until_it_ends(number, code):
     words = ("train", "Bandit-v0", "--agent", "q-learning", "--episodes", "100000000", "--out", "run", "--live")
     with started(*words, stderr=subprocess.PIPE) as process:

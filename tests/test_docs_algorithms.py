@@ -299,7 +299,7 @@ def test_it_runs_on_cuda(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 def test_it_learns_and_is_evaluated(folder):
     env = make_env("textgym/Copy-v0", 128)
     agent, task = make_agent(NAME, env), env.unwrapped.task
@@ -314,7 +314,7 @@ def test_it_learns_and_is_evaluated(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 def test_its_whole_check_runs_and_three_tasks_are_learned(folder, capsys):
     code, out, error = run(capsys, *blocks()[1][1].splitlines()[2].split()[1:], "--json")
     findings = json.loads(out)["findings"]

@@ -12,7 +12,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "datasets.md"
 BLOCK = re.compile(r"```(python)\n(.*?)```\n\n```text\n(.*?)```\n", re.DOTALL)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_page_shows_what_its_code_prints(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("minari")
     pytest.importorskip("h5py")

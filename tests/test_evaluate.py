@@ -257,3 +257,21 @@ def test_all_completions_are_scored_in_one_call_and_discounted_by_their_own_leng
     assert calls == [60]
     assert len(np.unique(episodes.lengths)) == 4
     np.testing.assert_array_equal(episodes.returns, 0.5 ** (episodes.lengths - 1.0))
+
+
+class OneToken:
+    """Writes one token and has no log-probabilities."""
+
+    def log_probs(self, observation):
+        return None
+
+    def act(self, observation, deterministic=False):
+        return np.full(len(observation["input_ids"]), STOP)
+
+
+def test_without_a_price_of_the_kl_j_is_the_reward_whatever_the_kl():
+    options = {"prompts": ["a"], "tokenizer": WORDS, "stop": "<end>", "reward": share_of_a, "max_new_tokens": HORIZON}
+    task = make_task("Text", beta=0.0, **options)
+    found = evaluate(OneToken(), task, per_prompt=8)
+    assert found.kl is None
+    assert found.objective == found.reward

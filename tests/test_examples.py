@@ -50,7 +50,7 @@ def test_ppo_starts_at_chance_and_repeats_itself():
     assert first[0] == pytest.approx(1 / 6, abs=5 * math.sqrt(5 / 36 / 768))
 
 
-@pytest.mark.learning
+@pytest.mark.long
 @pytest.mark.parametrize(("task", "steps"), [("Bandit", 25_000), ("Copy", 40_000)])
 def test_ppo_learns(task, steps):
     words = ["--env-id", f"textgym:textgym/{task}-v0", "--total-timesteps", str(steps)]
@@ -98,6 +98,7 @@ def test_what_the_code_has_started_ends_with_it(tmp_path):
                 time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_the_notebook_reaches_the_optimum_that_it_prints(monkeypatch, capsys):
     monkeypatch.setenv("MPLBACKEND", "agg")
     cells = json.loads((EXAMPLES / "first_hour.ipynb").read_text(encoding="utf-8"))["cells"]

@@ -115,6 +115,7 @@ def test_the_notebook_runs(folder, monkeypatch, capsys):
     assert "J of the reference 0.342, J* 0.893" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_its_names_are_found_in_its_folder_without_an_installation(folder):
     said = {
         ("soup-shop", "--text", "tea please"): "reward 1.00, gold 1.00\n",
@@ -145,7 +146,7 @@ for words in {list(said)}:
     assert_one_line(elsewhere.returncode, elsewhere.stderr, "there is no such environment")
 
 
-@pytest.mark.learning
+@pytest.mark.long
 def test_a_new_project_is_trained_compared_and_reported_in_90_seconds_of_cpu(folder):
     import resource
 

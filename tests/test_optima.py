@@ -264,3 +264,17 @@ def test_weights_that_are_far_apart_give_numbers():
     assert np.isfinite(found.replicates).all()
     # Without it a prompt's own J* is at most -345 nats from the greatest weight: the interval's end is far below.
     assert np.percentile(found.replicates[:, 1], 2.5) < found.values[0] / 2 - 150
+
+
+class Constant:
+    def __init__(self, maximum):
+        self.maximum = maximum
+
+    def __call__(self, prompts, completions, **columns):
+        return [self.maximum] * len(completions)
+
+
+@pytest.mark.parametrize("maximum", [0.9, 0.7, 0.6, -0.3, 1e6 + 0.1])
+def test_a_maximum_that_no_float32_equals_is_reached(maximum):
+    task = make_task("Text", prompts=["a"], tokenizer=["a", "b", "<end>"], reward=Constant(maximum), max_new_tokens=2)
+    assert sampled(task, each=32).value.mean == pytest.approx(maximum)

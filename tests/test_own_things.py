@@ -73,6 +73,7 @@ def test_the_page_s_task_is_fifteen_lines_and_taken_by_every_command(fresh):
     assert len((fresh.folder / "p.jsonl").read_text().splitlines()) > 0
 
 
+@pytest.mark.long
 def test_a_suite_of_one_s_own_runs_one_s_own_id_in_processes(fresh):
     (fresh.folder / "mine.py").write_text(
         "from textgym_benchmarks.suite import Cell, Evaluation, Suite\n"

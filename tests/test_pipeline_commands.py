@@ -38,7 +38,7 @@ def test_demonstrations_that_are_not_there_do_not_begin_a_run(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 def test_rlhf_ends_with_four_policies_side_by_side(tmp_path):
     words = ["--demonstration-count", "40", "--sft-epochs", "1", "--preferences", "60", "--best-of", "2"]
     words += ["--reward-model-epochs", "1", "--per-prompt", "2", "--optimum-per-prompt", "4"]

@@ -46,14 +46,14 @@ def test_ci_runs_the_readme_s_test_line():
     assert done.stdout == marked("tests") + "\n"
 
 
-PARTS = ["foreign", "project", "extras", "walks", "site", "course", "learning", "sweeps", "coverage", "mutation"]
+PARTS = ["foreign", "project", "extras", "walks", "site", "course", "long", "sweeps", "coverage", "mutation"]
 
 
 def test_the_full_check_lists_its_parts_and_refuses_others_before_it_runs_any():
     full = ROOT / ".ci" / "full"
     listed = subprocess.run([full], capture_output=True, text=True, check=True, cwd="/").stdout.splitlines()
     assert [line.split()[0] for line in listed] == PARTS
-    done = subprocess.run([full, "learning", "nothing"], capture_output=True, text=True, check=False)
+    done = subprocess.run([full, "long", "nothing"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"part 'nothing': allowed are {' '.join(PARTS)}\n"
 

@@ -1,5 +1,7 @@
 """The optimum of small token MDPs, against listing every completion and against its own equations."""
 
+import time
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ from solver_tools import Paid, bigram, completions, log_probability, score, smal
 from textgym import make_task
 from textgym.env import TokenEnv
 from textgym.lm.reference import NGramReference, UniformReference
+from textgym.rewards import TextGymWarning
 from textgym.rewards.compose import RunningNorm
-from textgym.solver import build, policy_values, prefix_tree, solve, trajectory_probabilities
+from textgym.solver import UnsolvableError, build, policy_values, prefix_tree, solve, trajectory_probabilities
 
 
 def probabilities(solution):
@@ -294,3 +297,62 @@ def test_trajectories_sum_to_one():
     assert len(every.prompt) == 2 * len(list(completions()))
     assert every.probability.sum() == pytest.approx(1, abs=1e-12)
     assert np.isnan(every.log_ratio).all()
+
+
+class Remembers:
+    """Keeps its scores, as a learned reward does."""
+
+    def __init__(self):
+        self.seen = {}
+
+    def __call__(self, prompts, completions, **columns):
+        for text in completions:
+            self.seen.setdefault(text, float(text.count("a")))
+        return [self.seen[text] for text in completions]
+
+    def state_dict(self):
+        return {"cut": 0, "scores": [*self.seen.items()]}
+
+    def load_state_dict(self, state):
+        self.seen = dict(state["scores"])
+
+
+SMALL_TEXT = {"prompts": ["a"], "tokenizer": ["a", "b", "<end>"], "stop": "<end>", "max_new_tokens": 3, "beta": 0.5}
+
+
+def counts_a(prompts, completions, **columns):
+    return [float(text.count("a")) for text in completions]
+
+
+def test_a_reward_that_remembers_scores_is_a_fixed_function_of_the_text():
+    reward = Remembers()
+    found = solve(make_task("Text", reward={"name": "clipped", "reward": reward, "high": 3.0}, **SMALL_TEXT))
+    assert found.objective == solve(make_task("Text", reward=counts_a, **SMALL_TEXT)).objective
+    assert reward.seen == {}  # as it was
+
+
+def counts_a_slowly(prompts, completions, **columns):
+    time.sleep(2e-4 * len(completions))
+    return counts_a(prompts, completions)
+
+
+def hangs_at_b(prompts, completions, **columns):
+    time.sleep(60.0 * any("b" in text for text in completions))
+    return counts_a(prompts, completions)
+
+
+@pytest.mark.slow
+def test_a_time_limit_is_of_a_batch_as_large_as_in_playing():
+    options = {**SMALL_TEXT, "tokenizer": [*"abcdefgh", "<end>"], "max_new_tokens": 4}  # 4,681 texts, 0.9 s
+    found = solve(make_task("Text", reward=counts_a_slowly, timeout=0.6, on_error="skip", **options))
+    assert found.objective == solve(make_task("Text", reward=counts_a, **options)).objective
+
+
+@pytest.mark.slow
+def test_a_text_that_is_not_scored_in_time_has_no_pay_to_solve_with():
+    task = make_task("Text", reward=hangs_at_b, timeout=0.5, on_error="skip", **{**SMALL_TEXT, "max_new_tokens": 1})
+    with (
+        pytest.warns(TextGymWarning),
+        pytest.raises(UnsolvableError, match="has not scored 3 texts within"),
+    ):
+        solve(task)

@@ -168,7 +168,7 @@ def test_the_reference_against_itself():
     assert values.objective == pytest.approx(solve(small_task(), bigram()).reference_objective)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_estimated_optimum_covers_the_exact_one():
     task, reference = small_task(), UniformReference(np.ones(4, dtype=bool))
     exact = solve(task, reference, split="eval").objective

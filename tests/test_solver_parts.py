@@ -12,8 +12,8 @@ from textgym import TokenEnv, make_task
 from textgym.lm.reference import NGramReference
 from textgym.solver import policy_values, prefix_tree, solve, trajectory_probabilities
 from textgym.solver.build import legal_tokens
-from textgym.solver.solution import hard_backup, soft_backup
-from textgym.solver.tree import Level, Lookup, count_states, log_sum, normalised, per_edge, per_state
+from textgym.solver.solution import Lookup, hard_backup, soft_backup
+from textgym.solver.tree import Level, count_states, log_sum, normalised, per_edge, per_state
 from textgym.state import TokenState
 
 INF = np.inf
@@ -277,3 +277,23 @@ def test_states_of_a_conversation_are_found_by_what_was_written():
         rows = np.arange(len(level.parent))
         for row, tokens, places in zip(rows, *tree.written(depth, rows), strict=True):
             assert tree.find(int(tree.prompt_of[depth][row]), tuple(tokens), places) == (depth, row)
+
+
+@pytest.mark.parametrize("turns", [None, 1])
+def test_equal_prompts_with_other_data_look_alike_and_with_the_same_are_one(turns):
+    options = {"prompts": ["a", "a"], "tokenizer": ["a", "b", "<end>"], "stop": "<end>", "max_new_tokens": 1}
+    if turns is not None:
+        options |= {"responder": lambda asked: ["b"] * len(asked), "turns": 1, "turn_tokens": 1, "reply_tokens": 1}
+        del options["max_new_tokens"]
+    seen = {"input_ids": np.array([[0, 1]]), "attention_mask": np.ones((1, 2), dtype=np.int8)}
+    for answers, alone in ((["a", "b"], False), (["b", "b"], True)):
+        solution = solve(make_task("Text", columns={"answer": answers}, reward=right, **options), beta=0.1)
+        if alone:
+            assert solution.state_values(seen).shape == (1,)
+            continue
+        with pytest.raises(ValueError, match="or is the same with other data"):
+            solution.log_probs(seen)
+
+
+def right(prompts, completions, answer, **columns):
+    return [float(want in text) for want, text in zip(answer, completions, strict=True)]

@@ -95,7 +95,7 @@ def test_python_m_in_another_checkout_is_refused_and_not_mixed(other):
     assert not done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_checkouts_give_each_its_own_numbers(other, tmp_path):
     # A folder with a colon has no place in PYTHONPATH: the second checkout is named by a link.
     (tmp_path / "second").symlink_to(other)

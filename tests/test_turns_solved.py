@@ -209,3 +209,25 @@ class Seeded(Echo):
 
     def replies(self, states):
         return [Reply((int(np.random.default_rng([state.hidden, state.replies]).integers(2)),)) for state in states]
+
+
+class Always:
+    """Writes one token, whatever it sees, with a probability of nearly 1."""
+
+    def __init__(self, token, size):
+        self._row = np.full(size, -40.0)
+        self._row[token] = 0.0
+
+    def log_probs(self, observation):
+        return np.tile(self._row, (len(observation["input_ids"]), 1))
+
+
+def test_a_deterministic_policy_leaves_its_chance_to_the_environment():
+    task = make_task("Calculator", difficulty=3)
+    names = [task.vocabulary.token_text(token) for token in range(task.vocabulary.size)]
+    policy = Always(names.index("6"), len(names))
+    drawn, greedy = (evaluate(policy, task, per_prompt=4, deterministic=each) for each in (False, True))
+    assert drawn.exact
+    assert greedy.exact
+    assert drawn.reward.mean == pytest.approx(2 / 27)  # 6 is the sum or the product of two of 27 pairs
+    assert greedy.reward.mean == pytest.approx(drawn.reward.mean)

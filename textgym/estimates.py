@@ -363,7 +363,9 @@ def _replicates(samples: Samples, tilted: Floats, top: Floats, beta: float, seed
 def _unseen(samples: Samples) -> Bools:
     lowest, highest = samples.returns.min(1), samples.returns.max(1)
     same = highest - lowest <= 1e-9 * np.maximum(1.0, np.abs(highest))
-    return np.asarray(same & (samples.maximum is None or highest < (samples.maximum or 0.0) - 1e-9))
+    if samples.maximum is None:
+        return np.asarray(same)
+    return np.asarray(same & (highest < samples.maximum - 1e-6 * max(1.0, abs(samples.maximum))))  # float32 in a file
 
 
 def _student(samples: float) -> float:

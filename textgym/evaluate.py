@@ -210,7 +210,8 @@ def _played(logs: Floats, tree: PrefixTree, depth: int, deterministic: bool) -> 
     first = best[np.unique(tree.levels[depth + 1].parent[best], return_index=True)[1]]
     taken = np.full(len(logs), -np.inf)
     taken[first] = 0.0
-    return taken
+    chance = tree.levels[depth + 1].chance
+    return taken if chance is None else np.where(np.isnan(chance), taken, chance)
 
 
 Measured = dict[str, tuple[Estimate, Floats]]
@@ -223,7 +224,7 @@ def _sampled(policy: Policy, task: Task, episodes: PromptEpisodes, beta: float, 
         "reward": returns,
         "gold": episodes.gold,
         "kl": episodes.kl,
-        "objective": returns - beta * episodes.kl,
+        "objective": returns - beta * episodes.kl if beta else returns,
         "entropy": episodes.entropy,
         "length": episodes.lengths.astype(np.float64),
     }
@@ -239,9 +240,10 @@ def _sampled(policy: Policy, task: Task, episodes: PromptEpisodes, beta: float, 
     known = policy.sequence_kl(task, split, seed) if "kl" not in found and isinstance(policy, WholePolicy) else None
     if known is not None:
         mean, spread = float(episodes.weights @ known[0]), known[1] @ episodes.weights
-        worth, objectives = found["reward"][0].mean - beta * mean, found["reward"][1] - beta * spread
         found["kl"] = interval(mean, spread), spread
-        found["objective"] = interval(worth, objectives), objectives
+        if beta:
+            worth, objectives = found["reward"][0].mean - beta * mean, found["reward"][1] - beta * spread
+            found["objective"] = interval(worth, objectives), objectives
     return found
 
 
@@ -331,6 +333,9 @@ def at_k(task: Task, episodes: PromptEpisodes, ks: Sequence[int], right: float |
     golden = not np.isnan(episodes.gold).any()
     scores = episodes.gold if golden else expected_returns(task, episodes)
     most = getattr(task.gold, "maximum", None) if golden else greatest_return(task)
+    if not golden and task.scorer.pays_at_end and task.gamma > 0:  # what was paid, not what it was worth at the start
+        scores = scores / task.gamma ** (episodes.lengths - 1)
+        most = getattr(task.reward, "maximum", None)
     least = right if right is not None else 1.0 if most is None else most
     correct = scores >= least - 1e-9  # (P, n)
     answers = [_answers(row, ok) for row, ok in zip(episodes.written, correct, strict=True)]

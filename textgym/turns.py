@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, Protocol, overload
 import numpy as np
 
 from textgym.checks import Floats, check_count, shown
-from textgym.codecs.chat import MASK, Conversation, around, read_dialogue, write_dialogue
+from textgym.codecs.chat import MASK, Conversation, around, common_start, read_dialogue, write_dialogue
 from textgym.state import Prompt, TokenState
 from textgym.vocab import Vocabulary
 
@@ -243,16 +243,12 @@ class TextResponder:
         ]
 
     def content(self, author: str, ids: Sequence[int]) -> Sequence[int]:
-        """Return the ids of what was said in a piece, without those that a template wrote around it.
-
-        Args:
-            author: "policy" or "environment". ids: of the piece.
-        """
-        if author == "policy" or self._chat is None:
+        """Return what was said in a piece of ids, without what a template wrote around; author: see `written_by`."""
+        if author == "policy" or self._vocabulary.conversation is None:
             return ids
         before, after = self._around
-        start = len(before) - (tuple(ids[: len(before)]) != before)  # the policy may have written the first
-        return ids[start : len(ids) - len(after)]
+        start = max(common_start(before, ids), common_start(before[1:], ids))  # the policy may have written the first
+        return ids[start : len(ids) - common_start(after[::-1], ids[start:][::-1])]
 
     def _written(self, state: TokenState, text: str | None) -> Reply:
         if text is None:
@@ -269,7 +265,8 @@ class TextResponder:
         one = text if len(read_dialogue(text)) == 1 else f" {text}"  # what reads like a dialogue is a text here
         ids = self._tail(text) if self._chat else (*self._vocabulary.stop_ids[:1], *self._vocabulary.encode_prompt(one))
         # The policy's turn is ended; where the policy has done so itself, once is enough.
-        return ids[1:] if ids[:1] == state.completion[-1:] else ids
+        ends = ids[:1] if self._chat else self._vocabulary.stop_ids
+        return ids[1:] if state.completion[-1:] and state.completion[-1] in ends else ids
 
     def _tail(self, text: str) -> tuple[int, ...]:
         """Return the ids from the end of an answer to where the next one begins, with a user's message between."""
@@ -278,11 +275,13 @@ class TextResponder:
 
     @cached_property
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The ids that the template writes before and behind a user's message that follows an answer."""
-        assert self._chat is not None
-        messages = _dialogue(_ANSWER, MASK)
-        before, after = around(self._chat.template(write_dialogue(messages)).partition(_ANSWER)[2])
-        encode = self._vocabulary.codec.encode_control
+        """The ids before and behind a user's message that follows an answer; with "before{prompt}after" all of both."""
+        chat, encode = self._vocabulary.conversation, self._vocabulary.codec.encode_control
+        assert chat is not None
+        if self._chat is None:
+            both = (*self._vocabulary.stop_ids[:1], *encode(chat.template(MASK)))
+            return both, both
+        before, after = around(chat.template(write_dialogue(_dialogue(_ANSWER, MASK))).partition(_ANSWER)[2])
         return tuple(encode(before)), tuple(encode(after))
 
     @staticmethod

@@ -74,19 +74,19 @@ def _cells(name: str, place: int, tasks: Sequence[str], seeds: int, label: str) 
         yield from rows(some, [agent], budget, seeds, config, label)
 
 
-def scores(results: Iterable[Result]) -> dict[str, Floats]:
-    """Return label -> optimality after learning (S, T), seeds by tasks in the order of their names; whole rows only."""
+def scores(results: Iterable[Result]) -> tuple[list[str], dict[str, Floats]]:
+    """Return the T tasks that have an optimality, and label -> that after learning (S, T); seeds with all T only."""
     found: dict[str, dict[int, dict[str, float]]] = {}
     for each in results:
         value = None if each.measures is None else at(each.measures, "after", "optimality", "mean")
         if value is not None:
             found.setdefault(each.cell.name, {}).setdefault(each.cell.seed, {})[each.cell.task] = value
-    tasks = {task for by_seed in found.values() for row in by_seed.values() for task in row}
+    tasks = sorted({task for by_seed in found.values() for row in by_seed.values() for task in row})
     whole = {
-        label: [[row[task] for task in sorted(tasks)] for row in by_seed.values() if len(row) == len(tasks)]
+        label: [[row[task] for task in tasks] for row in by_seed.values() if len(row) == len(tasks)]
         for label, by_seed in found.items()
     }
-    return {label: np.array(each) for label, each in whole.items() if each}
+    return tasks, {label: np.array(each) for label, each in whole.items() if each}
 
 
 def choose(found: Mapping[str, Floats]) -> dict[str, int]:
@@ -102,10 +102,16 @@ def choose(found: Mapping[str, Floats]) -> dict[str, int]:
 
 
 def print_scores(found: Mapping[str, Floats], chosen: Mapping[str, int], tasks: Sequence[str]) -> None:
-    """Print the mean optimality of every objective, best first, and how far the best of `COMPARED` is ahead of it."""
+    """Print the mean optimality of every objective, best first, and how far the best of `COMPARED` is ahead of it.
+
+    Without one of these it is the best of all. Args: found, tasks: see `scores`. chosen: see `choose`.
+    """
     means = {name: each.mean(1, keepdims=True) for name, each in found.items()}
-    best = max((name for name in COMPARED if name in means), key=lambda name: float(means[name].mean()))
-    heads = (folded(task, justify="right") for task in sorted(tasks))
+    if not means:
+        print("no objective has been run on all tasks yet")
+        return
+    best = max([name for name in COMPARED if name in means] or means, key=lambda name: float(means[name].mean()))
+    heads = (folded(task.removesuffix("-v0"), justify="right") for task in tasks)
     shown = table("", number("mean"), folded(f"{best} ahead by", justify="right"), "settings", *heads)
     for name in sorted(means, key=lambda name: -float(means[name].mean())):
         ahead = "-"
@@ -139,10 +145,11 @@ def main() -> None:
     flags = tyro.cli(ObjectivesFlags)
     if not flags.table:
         run_suite(trials(flags.tasks), flags.out / "trials", workers=flags.workers)
-    chosen = choose(scores(load_results(flags.out / "trials")))
+    chosen = choose(scores(load_results(flags.out / "trials"))[1])
     if not flags.table:
         run_suite(finals(chosen, flags.tasks, flags.seeds), flags.out / "finals", workers=flags.workers)
-    print_scores(scores(load_results(flags.out / "finals")), chosen, flags.tasks)
+    measured, found = scores(load_results(flags.out / "finals"))
+    print_scores(found, chosen, measured)
 
 
 if __name__ == "__main__":

@@ -69,8 +69,7 @@ class Racer:
     @property
     def file(self) -> str:
         """Name of the file that holds its result."""
-        words = json.dumps({name: value for name, value in asdict(self).items() if name != "model"}, sort_keys=True)
-        digest = hashlib.sha256(words.encode()).hexdigest()[:12]
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
         return f"{self.who}.{self.reward.replace(' ', '-')}.s{self.seed}.{digest}.json"
 
 

@@ -232,7 +232,7 @@ def select(
     cells = suite.cells
     if agents is not None:
         check_agents(agents, [cell.name for cell in suite.cells])
-        cells = tuple(cell for agent in agents for cell in _cells_of(suite, agent))
+        cells = tuple(dict.fromkeys(cell for agent in agents for cell in _cells_of(suite, agent)))
     if seeds is not None:
         check_integer("seeds", seeds, 1)
         first: dict[str, Cell] = {}

@@ -187,7 +187,7 @@ def _draws(results: Sequence[Result], generator: np.random.Generator) -> Floats:
 def _optimum(result: Result) -> float | None:
     """Return J* of a cell's task; None where it is not known better than as a bound."""
     known = at(result.measures, "after", "optimality") is not None
-    return at(result.measures, "optimum", "value") if known else None
+    return at(result.measures, "optimum", "value", "mean") if known else None
 
 
 def spearman_interval(correlation: float, count: int) -> tuple[float, float]:

@@ -57,7 +57,7 @@ def _iterations(agent):
 @pytest.mark.parametrize(
     "agent",  # of these three other forms are asked below
     [
-        pytest.param(name, marks=[pytest.mark.learning] if name in ("grpo", "reinforce", "vine-ppo") else [])
+        pytest.param(name, marks=[pytest.mark.long] if name in ("grpo", "reinforce", "vine-ppo") else [])
         for name in NOT_ASKED_OF
     ],
 )
@@ -65,7 +65,7 @@ def test_it_passes_every_check_that_applies(agent):
     assert outcomes(agent, _iterations(agent)) == ({}, NOT_ASKED_OF[agent])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_with_a_value_baseline_nothing_is_left_unasked():
     assert outcomes("reinforce", baseline="value") == ({}, {"clipping"})
 
@@ -75,12 +75,16 @@ def test_with_a_value_baseline_nothing_is_left_unasked():
     ("agent", "settings"),
     [
         ("reinforce", {"baseline": "batch"}),
-        pytest.param("reinforce", {"reward_to_go": False}, marks=pytest.mark.learning),
-        pytest.param("rloo", {"kl": "k1"}, marks=pytest.mark.learning),
-        ("grpo", {"kl": "k3", "divide_by_std": True, "aggregation": "sequence", "whiten": False}),
-        pytest.param("grpo", {"aggregation": "token", "clip_high": 0.28}, marks=pytest.mark.learning),
-        ("vine-ppo", {"values": "exact", "stride": 1, "lam": 0.5}),
-        pytest.param("vine-ppo", {"kl": "k1", "stride": 2, "rollouts": 2}, marks=pytest.mark.learning),
+        pytest.param("reinforce", {"reward_to_go": False}, marks=pytest.mark.long),
+        pytest.param("rloo", {"kl": "k1"}, marks=pytest.mark.long),
+        pytest.param(
+            "grpo",
+            {"kl": "k3", "divide_by_std": True, "aggregation": "sequence", "whiten": False},
+            marks=pytest.mark.long,
+        ),
+        pytest.param("grpo", {"aggregation": "token", "clip_high": 0.28}, marks=pytest.mark.long),
+        pytest.param("vine-ppo", {"values": "exact", "stride": 1, "lam": 0.5}, marks=pytest.mark.long),
+        pytest.param("vine-ppo", {"kl": "k1", "stride": 2, "rollouts": 2}, marks=pytest.mark.long),
     ],
 )
 def test_so_do_the_other_forms(agent, settings):
@@ -109,12 +113,12 @@ def optimality(agent, name, episodes, **settings):
     ("agent", "settings"),
     [
         ("reinforce", {}),
-        pytest.param("a2c", {}, marks=pytest.mark.learning),
-        pytest.param("rloo", {}, marks=pytest.mark.learning),
-        pytest.param("grpo", {}, marks=pytest.mark.learning),
-        pytest.param("rejection", {}, marks=pytest.mark.learning),
-        pytest.param("vine-ppo", {}, marks=pytest.mark.learning),
-        pytest.param("soft-q", {"updates": 4}, marks=pytest.mark.learning),
+        pytest.param("a2c", {}, marks=pytest.mark.long),
+        pytest.param("rloo", {}, marks=pytest.mark.long),
+        pytest.param("grpo", {}, marks=pytest.mark.long),
+        pytest.param("rejection", {}, marks=pytest.mark.long),
+        pytest.param("vine-ppo", {}, marks=pytest.mark.long),
+        pytest.param("soft-q", {"updates": 4}, marks=pytest.mark.long),
     ],
 )
 def test_it_learns_bandit(agent, settings):
@@ -122,7 +126,7 @@ def test_it_learns_bandit(agent, settings):
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("agent", "settings"),
     [
@@ -139,14 +143,14 @@ def test_it_learns_copy(agent, settings):
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["Delayed", "Stop"])
 def test_soft_q_reaches_the_soft_optimum(name):
     assert optimality("soft-q", name, 8192, updates=4) >= 0.95
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 def test_ppo_at_its_defaults_nears_the_optimum_at_gamma_0_6():
     task = replace(make_task("Copy"), gamma=0.6)
     agent = LMPPO(task, LMPPOConfig(device="cpu"))
@@ -157,7 +161,7 @@ def test_ppo_at_its_defaults_nears_the_optimum_at_gamma_0_6():
     assert found > 0.95
 
 
-@pytest.mark.learning
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("agent", "settings"),
     [

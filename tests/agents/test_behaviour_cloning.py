@@ -103,7 +103,7 @@ def optimal_texts(task, trajectories, per_prompt):
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 def test_imitating_the_optimum_leads_to_it(tmp_path):
     env = make_env("textgym/Bandit-v0", 64)
     solution = solve(env.unwrapped.task)

@@ -130,7 +130,7 @@ def test_where_the_noise_is_unknown_so_is_the_kl():
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "truth"), [("Arithmetic", 1.00), ("Helpful", 0.99)])
 def test_optimality_where_nothing_can_be_solved(name, truth):
     task = make_task(name)

@@ -138,7 +138,7 @@ def test_the_page_lists_every_check_under_its_number():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kl", ["exact", "k1", *(pytest.param(kl, marks=pytest.mark.learning) for kl in ("k2", "k3", "k3-ratio"))]
+    "kl", ["exact", *(pytest.param(kl, marks=pytest.mark.long) for kl in ("k1", "k2", "k3", "k3-ratio"))]
 )
 def test_lm_ppo_passes_all_but_learning(kl):
     asked = [name for name in UNTRAINED if name not in LOGS]  # lm-ppo learns from none
@@ -146,7 +146,7 @@ def test_lm_ppo_passes_all_but_learning(kl):
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 def test_lm_ppo_learns_and_nothing_is_left_unasked():
     names = [name for name in check_names() if name.startswith("learns")]
     assert failures(check("lm-ppo", names, settings={"device": "cpu"})) == []

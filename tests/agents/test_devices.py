@@ -30,13 +30,13 @@ from agents import rank_jobs
 from textgym import make_task
 
 FIRST = ("lm-ppo", "lora")
-"""The cases that are left when those marked `learning` are left out."""
+"""The cases that are left when those marked `long` are left out."""
 PAIRS = [("ddp", name) for name in rank_jobs.CASES] + [("fsdp", name) for name in SHARDED]
 
 
 def marked(*values: str) -> Any:
     """Return the parameters of a test; the last is a case."""
-    marks = [] if values[-1] in FIRST else [pytest.mark.learning]
+    marks = [] if values[-1] in FIRST else [pytest.mark.long]
     return pytest.param(*values, id=", ".join(reversed(values)), marks=marks)
 
 
@@ -216,7 +216,7 @@ def test_a_sharded_adapter_is_saved_as_one_process_saves_it(learn: Learned, case
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.learning), "fsdp"])
+@pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.long), "fsdp"])
 def test_two_ranks_fit_what_one_fits(learn: Learned, tmp_path: Path, parallel: str) -> None:
     rank_jobs.fit(tmp_path / "one", parallel)
     if parallel == "fsdp":
@@ -257,7 +257,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp", "fsdp, lora"])
 def test_a_killed_rank_leaves_a_run_that_goes_on_bit_for_bit(tmp_path: Path, parallel: str) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -141,7 +141,7 @@ def test_a_trained_agent_teaches_at_its_own_temperature(tmp_path):
         np.testing.assert_allclose(found, tiny_agent(temperature=temperature).log_probs(seen), atol=1e-6)
 
 
-@pytest.mark.learning
+@pytest.mark.long
 def test_a_student_becomes_like_its_teacher(tmp_path):
     agent = small_agent(Distill, teacher=taught(tmp_path), batch=64, minibatches=4, learning_rate=0.01)
     tree = prefix_tree(agent.task)
@@ -199,7 +199,7 @@ def test_bad_settings_are_named(settings, message):
         DistillConfig(teacher="x", **settings)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_passes_what_the_kit_can_ask_of_it(tmp_path):
     def student(env):
         task = env.unwrapped.task
@@ -215,7 +215,7 @@ def test_it_passes_what_the_kit_can_ask_of_it(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["reverse", "forward", "jsd"])
 def test_it_reaches_the_optimality_of_its_teacher(kind, tmp_path):
     env = make_env("textgym/Copy-v0", 256)

@@ -332,3 +332,16 @@ def test_signs_of_a_rollout_by_hand():
     signs = warning_signs(looped, critic_free, task, 1)
     assert signs["val/repeated"] == pytest.approx(4 / 6)  # of three equal trigrams in each row two have stood before
     assert signs.keys() == {"val/cut_rate", "val/repeated"}
+
+
+@pytest.mark.parametrize("every", [10, 50, 100])
+def test_noise_is_no_gap_however_far_apart_evaluations_are(every):
+    rng = np.random.default_rng(every)
+    for _ in range(4):
+        doctor = Doctor()
+        for at in range(1, 401):
+            scores = rng.normal(0.0, 1.0, 64)
+            row = {"iteration": at, "episode": 64 * at, "objective/scores": float(scores.mean())}
+            row["objective/scores_std"] = float(scores.std())
+            doctor.see(row | ({} if at % every else {"eval/reward": 0.0}))
+        assert "held-out gap" not in alarms(doctor)

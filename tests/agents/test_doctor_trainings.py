@@ -193,9 +193,9 @@ def test_a_run_is_told_live_and_afterwards(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("env", "agent", "episodes"),
     [
-        pytest.param("Copy-v0", "lm-ppo", 4096, marks=pytest.mark.learning),
+        pytest.param("Copy-v0", "lm-ppo", 4096, marks=pytest.mark.long),
         ("Stop-v0", "rloo", 2048),
-        pytest.param("DeepSea-v0", "rloo", 4096, marks=pytest.mark.learning),
+        pytest.param("DeepSea-v0", "rloo", 4096, marks=pytest.mark.long),
     ],
 )
 def test_an_agent_that_learns_raises_no_alarm(tmp_path, env, agent, episodes):
@@ -206,7 +206,7 @@ def test_an_agent_that_learns_raises_no_alarm(tmp_path, env, agent, episodes):
     assert watcher.notes == []
 
 
-@pytest.mark.learning
+@pytest.mark.long
 def test_helpful_raises_no_alarm(tmp_path):
     settings = TrainSettings("textgym/Helpful-v0", "rloo", 1536, {"device": "cpu", "batch": 128}, track="")
     watcher = Noting()

@@ -285,7 +285,7 @@ def test_what_it_cannot_do_is_said(env):
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 def test_it_learns_bandit_from_pairs_of_the_reference():
     config = make_config(agent_class("dpo"), {**CPU, "batch": 128})
     env = make_env("textgym/Bandit-v0", config.batch)
@@ -304,7 +304,7 @@ def test_only_its_own_new_completions_can_be_the_policys(file):
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["learns Bandit", "learns Delayed", "learns Stop"])
 def test_with_its_own_pairs_it_is_asked_to_learn_and_does(name):
     (finding,) = check("dpo", [name], settings={**CPU, "sampler": "policy"})

@@ -316,7 +316,7 @@ def start(make):
     return model
 
 
-@pytest.mark.learning
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "make", "batch", "episodes", "rate", "more"), LEARNERS)
 def test_it_learns_copy(name, make, batch, episodes, rate, more, tmp_path):
     start(make).save_pretrained(tmp_path)

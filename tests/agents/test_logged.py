@@ -24,10 +24,7 @@ TABLE = {"device": "cpu", "model": "table"}
 FEW = ("Stop", "TwoModes")
 MANY = [
     *FEW,
-    *(
-        pytest.param(name, marks=pytest.mark.learning)
-        for name in ("Bandit", "Scale", "BetaSweep", "Deceptive", "BigVocab")
-    ),
+    *(pytest.param(name, marks=pytest.mark.long) for name in ("Bandit", "Scale", "BetaSweep", "Deceptive", "BigVocab")),
 ]
 AGENTS = ("ilql", "cql", "mc-values", "awr")
 
@@ -269,7 +266,7 @@ def test_what_learns_from_no_log_is_not_asked():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["ilql", "awr", *(pytest.param(name, marks=pytest.mark.learning) for name in ("cql", "mc-values"))]
+    "name", ["awr", *(pytest.param(name, marks=pytest.mark.long) for name in ("ilql", "cql", "mc-values"))]
 )
 def test_it_passes_every_other_check_that_applies(name):
     found = check(name, check_names(slow=False), settings=CPU, envs=32, iterations=2)

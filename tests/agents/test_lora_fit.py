@@ -46,7 +46,7 @@ def test_sft_with_lora_then_ppo_with_lora_begins_at_a_kl_of_0(capsys, tmp_path):
     assert np.abs(np.exp(kept[0]) - np.exp(start)).max() > 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_interrupted_sft_with_lora_ends_with_the_same_weights(tmp_path):
     plan = SFTSettings(
         pair_file(tmp_path / "pairs.jsonl"), lora_rank=2, batch=8, micro_batches=2, epochs=2, save_every=3, device="cpu"
@@ -60,7 +60,7 @@ def test_interrupted_sft_with_lora_ends_with_the_same_weights(tmp_path):
     assert weights(tmp_path / "cut" / "model") == weights(tmp_path / "whole" / "model")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_reward_model_with_lora_learns_and_loads_as_any_other(capsys, tmp_path):
     from textgym.lm.scoring import load_reward_model
 

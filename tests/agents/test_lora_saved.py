@@ -129,6 +129,7 @@ agent.save(folder)
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is a POSIX signal")
+@pytest.mark.long
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     # The callback runs before the counters are written, so the first checkpoint has one iteration behind it.
     def code(name, done, kill):

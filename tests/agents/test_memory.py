@@ -97,6 +97,7 @@ def test_an_adapter_needs_no_reference_and_little_else():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.sweep), "bfloat16"])
+@pytest.mark.long
 def test_an_adapter_of_a_small_llama_or_of_mamba_is_estimated(precision):
     adapter = {**vars(SMALL), "lora_rank": 2, "precision": precision}
     found = estimate(tiny_llama(11).config, Plan(**adapter))
@@ -122,7 +123,7 @@ def test_a_saved_adapter_stands_for_its_base(tmp_path):
         model_config(tmp_path / "own", lora_rank=None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_deep_model_is_reckoned_as_if_it_were_run_whole(monkeypatch):
     """Of a mini-batch in one pass, where a shallow model peaks in its loss and a deep one at its last gradient."""
     deep = _shallow(model_config("Qwen2.5-0.5B"), 5)
@@ -140,7 +141,7 @@ def test_a_deep_model_is_reckoned_as_if_it_were_run_whole(monkeypatch):
     assert min(found.parts.values()) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_reference_elsewhere_is_in_no_sum():
     config = LMPPOConfig(batch=8, micro_batch=4, minibatches=2, device="cuda")
     here = estimate(TWO, plan_of(config, 6, 4))
@@ -167,6 +168,7 @@ def test_all_settings_that_memory_depends_on_are_taken_or_refused():
     Version(transformers.__version__) < Version("5.23"), reason="before 5.23 the gradient of experts needs data"
 )
 @pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.sweep), "bfloat16"])
+@pytest.mark.long
 def test_a_mixture_of_experts_is_estimated(precision):
     found = estimate(EXPERTS, Plan(**{**vars(SMALL), "precision": precision}))
     # embeddings in and out; q and o, k and v, heads' norms, router, experts' gate, up, down, two norms; a last norm
@@ -183,7 +185,7 @@ def test_an_architecture_that_needs_data_is_refused_in_a_line(monkeypatch, caplo
     assert not caplog.text  # torch would log pages
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_checkpointing_is_estimated_beside_the_plan():
     many = {**vars(SMALL), "prompt_tokens": 2000}
     plain = estimate(TWO, Plan(**many)).parts

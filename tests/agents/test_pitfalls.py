@@ -265,7 +265,7 @@ def test_27_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(env, task, tmp
     assert resumed.episodes == whole.episodes == 96
 
 
-@pytest.mark.parametrize("scale", [0.01, pytest.param(1.0, marks=pytest.mark.learning), 100.0])
+@pytest.mark.parametrize("scale", [0.01, pytest.param(1.0, marks=pytest.mark.long), 100.0])
 def test_28_the_scale_of_the_reward_does_not_stop_learning(scale):
     def scaled(prompts, completions, **columns):
         return [scale * value for value in count_a(prompts, completions)]

@@ -157,6 +157,7 @@ class ForgetsTheLastKL(LMPPO):
 
 
 @pytest.mark.parametrize("kl", ["exact", "k2"])
+@pytest.mark.long
 def test_33_the_conformance_kit_asks_for_it(kl):
     settings = {"device": "cpu", "kl": kl}
     for agent, status in ((LMPPO, "holds"), (ForgetsTheLastKL, "FAILS")):

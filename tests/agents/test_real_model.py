@@ -50,7 +50,7 @@ def test_it_writes_its_known_story_through_the_environment():
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 def test_ppo_raises_the_objective_significantly():
     env = make_env(64, max_new_tokens=16, reward={"name": "contains_all", "words": ["was", "very", "happy"]}, beta=0.05)
     task = env.unwrapped.task
@@ -66,7 +66,7 @@ def test_ppo_raises_the_objective_significantly():
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 def test_a_reward_of_one_s_own_is_learned_with_the_settings_as_they_come():
     reward = {
         "name": "weighted",

@@ -156,8 +156,8 @@ def alive_bytes():
 @pytest.mark.parametrize(
     ("settings", "most"),
     [
-        ({}, 5.1),
-        pytest.param({"reference_precision": "bfloat16"}, 4.6, marks=pytest.mark.sweep),
+        pytest.param({}, 5.1, marks=pytest.mark.long),
+        pytest.param({"reference_precision": "bfloat16"}, 4.6, marks=pytest.mark.long),
         ({"lora_rank": 8}, 1.1),
     ],
 )

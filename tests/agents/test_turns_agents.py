@@ -68,7 +68,7 @@ def test_preferences_are_learned_from_by_the_policys_tokens_alone():
         assert batch.lengths[row] == len(own)
 
 
-@pytest.mark.learning
+@pytest.mark.long
 @pytest.mark.parametrize("agent", ["dpo", "rejection"])
 def test_preferences_teach_where_the_environment_is_no_chance(agent):
     env = TokenVectorEnv(replace(ragged(most=2, tokens=1), beta=0.5), 128, autoreset_mode=AutoresetMode.DISABLED)
@@ -79,7 +79,7 @@ def test_preferences_teach_where_the_environment_is_no_chance(agent):
     assert solution.optimality(policy_values(solution.tree, learner).objective) >= 0.8
 
 
-@pytest.mark.learning
+@pytest.mark.long
 def test_tree_search_teaches_to_ask_twice():
     """Policy gradients mostly stay with one question and a guess here, at 0.55 to 0.67: docs/turns.md."""
     env = make_env("textgym/TwentyQuestions-v0", 64, difficulty=2)
@@ -222,7 +222,7 @@ def task_value(agent, hidden):
 SAYS = {("<1", 0): "yes", ("<1", 1): "no", ("0", 0): "right", ("0", 1): "wrong", ("1", 0): "wrong", ("1", 1): "right"}
 
 
-@pytest.mark.learning
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("agent", ["lm-ppo", "rloo"])
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_policy_gradients_learn_to_ask(name, episodes, agent, seed):
     assert found >= 0.9
 
 
-@pytest.mark.learning
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1])
 def test_ppo_learns_to_ask_a_second_time(seed):
     """A question that pays only with the next one: a bonus for entropy keeps it being tried until its use is known."""

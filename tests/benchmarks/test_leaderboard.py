@@ -200,7 +200,7 @@ def test_an_entry_runs_claims_and_reproduces(write: Write, capsys: pytest.Captur
         run(flags(entry))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_entry_that_was_lucky_is_refused(write: Write) -> None:
     entry = write("lucky_entry", settings={"luck": 0.6})
     run(replace(flags(entry), engine="pool", workers=1))

@@ -37,7 +37,8 @@ def test_the_best_mean_over_all_tasks_is_chosen():
         *(result(f"rloo {place}", "B", 0, value) for place, value in enumerate((0.6, 0.3, None))),
         result("grpo 0", "A", 0, 0.1),  # not on B
     ]
-    found = scores(rows)
+    tasks, found = scores(rows)
+    assert tasks == ["A", "B"]
     assert {label: each.tolist() for label, each in found.items()} == {"rloo 0": [[0.5, 0.6]], "rloo 1": [[0.9, 0.3]]}
     assert choose(found) == {"rloo": 1}
 
@@ -49,7 +50,7 @@ def test_the_table_by_hand(capsys, monkeypatch):
         "grpo": np.array([[0.5, 0.5], [0.5, 0.5]]),
         "GSPO": np.array([[0.9, 0.9], [1.0, 1.0]]),
     }
-    print_scores(found, {"rloo": 0, "grpo": 2, "GSPO": 1}, ["B", "A"])
+    print_scores(found, {"rloo": 0, "grpo": 2, "GSPO": 1}, ["A-v0", "B"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     rows = {line[0]: line[1:] for line in lines if line and line[0] in found}
     assert list(rows) == ["GSPO", "rloo", "grpo"]
@@ -58,3 +59,13 @@ def test_the_table_by_hand(capsys, monkeypatch):
     assert rows["rloo"][:2] == ["0.850", "-"]
     assert rows["grpo"][:2] == ["0.500", "+0.350"]
     assert rows["GSPO"][-2:] == ["0.95", "0.95"]
+    assert rows["rloo"][-2:] == ["0.90", "0.80"]
+    assert next(line for line in lines if "mean" in line)[-2:] == ["A", "B"]
+
+
+def test_the_table_without_those_that_lead(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    print_scores({"GSPO": np.array([[0.9], [0.8]])}, {"GSPO": 1}, ["A"])
+    assert "GSPO ahead by" in capsys.readouterr().out
+    print_scores({}, {}, [])
+    assert capsys.readouterr().out == "no objective has been run on all tasks yet\n"

@@ -56,7 +56,7 @@ def files(monkeypatch, tmp_path):
     sys.modules.pop("my_module", None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_page_its_command_and_its_file_say_the_same_and_its_python_runs(files):
     (words,) = re.findall(r"^textgym bench (--tasks .*)$", PAGE, re.MULTILINE)
     from_flags, left_out = chosen_suite(parse(BenchFlags, words.split(), "bench"))
@@ -98,7 +98,7 @@ def numbers(folder: Path) -> list[str]:
     return [json.dumps([each.cell.key, each.status, each.measures]) for each in load_results(folder)]
 
 
-@pytest.mark.learning
+@pytest.mark.long
 def test_two_tasks_four_rewards_two_agents_three_seeds_broken_off_and_gone_on_with_bit_for_bit(tmp_path):
     for name, text in FILE.findall(PAGE):
         (tmp_path / name).write_text(text + AGAIN * (name == "my_module.py"))

@@ -83,7 +83,7 @@ def test_evaluations_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 @pytest.mark.skipif(not STORIES.is_dir(), reason="the model is not here")
 def test_a_training_is_written_once_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"batch": 8, "minibatches": 1, "epochs": 1}
@@ -101,3 +101,9 @@ def test_a_training_is_written_once_and_printed(tmp_path: Path, capsys: pytest.C
     printed = capsys.readouterr().out
     assert f"J of the reference: {found[0].reference:.3f}; seeds: rloo 2" in printed
     assert f"{(found[0].curve[0] + found[1].curve[0]) / 2:.3f}" in printed
+
+
+def test_a_result_is_of_its_model() -> None:
+    one, other = (Racer("rloo", "speech", {}, 0, (1, 2), model) for model in ("15M", "42M"))
+    assert one.file != other.file
+    assert one.file == Racer("rloo", "speech", {}, 0, (1, 2), "15M").file

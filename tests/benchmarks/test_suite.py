@@ -211,3 +211,11 @@ def test_another_number_of_seeds():
 def test_what_cannot_be_selected(agents, seeds, message):
     with pytest.raises(ValueError, match=message):
         select(SMALL, agents, seeds)
+
+
+@pytest.mark.parametrize("agents", [["grpo", "DAPO"], ["DAPO", "grpo"]])
+def test_an_agent_and_one_of_its_labels_are_taken_once(agents: list[str]) -> None:
+    suite = make_suite("core")
+    assert {*select(suite, agents).cells} == {*select(suite, ["grpo"]).cells}
+    with pytest.raises(ValueError, match="'grpo' stands there twice"):
+        select(suite, ["grpo", "grpo"])

@@ -29,7 +29,11 @@ from textgym_benchmarks.sweep import (
 def result(task, place, objective, before=0.0, optimum=None, width=0.0, seed=0):
     after = {"objective": {"mean": objective, "low": objective - width, "high": objective + width}}
     after["optimality"] = None if optimum is None else {"mean": objective / optimum}
-    measures = {"before": {"objective": {"mean": before}}, "after": after, "optimum": {"value": optimum}}
+    measures = {
+        "before": {"objective": {"mean": before}},
+        "after": after,
+        "optimum": {"value": None if optimum is None else {"mean": optimum}},
+    }
     cell = SimpleNamespace(agent="rloo", episodes=64, name=f"rloo {place}", task=task, seed=seed)
     return SimpleNamespace(cell=cell, measures=measures)
 

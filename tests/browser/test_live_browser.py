@@ -21,7 +21,7 @@ def run(tmp_path):
     return learned
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
+@pytest.mark.parametrize(("width", "dark"), [pytest.param(1280, False, marks=pytest.mark.long), (400, True)])
 def test_the_page_draws_a_run_that_goes_on(visit, run, width, dark, picture):
     with served(run.path) as server:
         opened = visit(f"http://127.0.0.1:{server.server_port}/", width, dark)
@@ -44,6 +44,7 @@ def test_the_page_draws_a_run_that_goes_on(visit, run, width, dark, picture):
         opened.check()
 
 
+@pytest.mark.long
 def test_what_a_reader_has_done_stays(visit, run, tmp_path):
     other = begin(tmp_path / "other", agent="rloo")
     learn(other, 0, 0.0)
@@ -73,6 +74,7 @@ def test_what_a_reader_has_done_stays(visit, run, tmp_path):
         opened.check()
 
 
+@pytest.mark.long
 def test_the_page_waits_for_a_run_and_outlives_it(visit, tmp_path):
     with served(tmp_path / "run") as server:
         opened = visit(f"http://127.0.0.1:{server.server_port}/")

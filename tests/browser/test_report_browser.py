@@ -90,6 +90,7 @@ def has_60_to_75_letters_a_line(opened):
     assert all(56 <= letters <= 78 for letters in found), found
 
 
+@pytest.mark.long
 def test_every_chart_is_drawn_without_scrolling(opened):
     assert opened.page.evaluate("scrollY") == 0
     opened.wait(ALL_DRAWN, seconds=60)
@@ -107,6 +108,7 @@ def overlaps(boxes):
     return sum(not each for each in apart)
 
 
+@pytest.mark.long
 def test_eight_agents_are_named_at_their_lines_and_have_a_radar_each(visit, tmp_path):
     agents = [f"agent-{number}" for number in range(8)]
     suite = write_suite_folder(tmp_path / "suite", make_results(agents, TASKS[:4], 2))
@@ -213,6 +215,7 @@ def test_a_reader_sorts_filters_hides_and_opens(opened):
     filter_cells_and_open_one(opened)  # on another page, from which a link leads back
 
 
+@pytest.mark.long
 def test_colours_follow_the_system_and_the_button(visit, index):
     visited = visit(index, dark=True)
     page = visited.page
@@ -254,7 +257,7 @@ def test_hostile_texts_are_inert(visit, index):
     visited.check()
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1280, True), (400, False)])
+@pytest.mark.parametrize(("width", "dark"), [pytest.param(1280, True, marks=pytest.mark.long), (400, False)])
 def test_it_fits_the_screen(visit, index, picture, width, dark):
     visited = visit(index, width=width, dark=dark)
     page = visited.page
@@ -276,6 +279,7 @@ def test_it_can_be_read_without_scripts(visit, index):
     assert page.locator("#profiles table").is_visible()
 
 
+@pytest.mark.long
 def test_five_hundred_cells_build_and_open_quickly(visit, tmp_path):
     suite = write_suite_folder(tmp_path / "suite", make_results(7, 24, 3))
     results = load_results(suite)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from course_tools import ran
 
-pytestmark = pytest.mark.learning
+pytestmark = pytest.mark.long
 
 BETA = 0.05
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from course_tools import ran
 
-pytestmark = pytest.mark.learning  # it holds a short training
+pytestmark = pytest.mark.long  # it holds a short training
 
 TEXTS = list(itertools.product(range(3), repeat=3))
 FIRST, AGAIN = (0.5, 0.25, 0.25), 0.5  # the reference of TwoModes

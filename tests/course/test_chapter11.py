@@ -12,7 +12,7 @@ from course_tools import ran
 from textgym.world.corpus import END_ID
 from textgym.world.rules import HelpfulRules
 
-pytestmark = pytest.mark.learning
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from course_tools import ran
 from textgym_benchmarks.course.bugs import findings, right_parts
 from textgym_benchmarks.course.chapters import chapter_of
 
-pytestmark = pytest.mark.learning  # it trains three dozen agents on a small task
+pytestmark = pytest.mark.long  # it trains three dozen agents on a small task
 
 GOLD = np.array([0.0, 0.6, 1.0, 0.6, 0.2, -0.3, -0.8])
 COUNTS = np.arange(7)

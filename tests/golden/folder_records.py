@@ -49,14 +49,14 @@ class Kind:
     Args:
         words: of the command line, without `--out`; `export` writes results to a file, which has no command.
         needs: other kinds, which are made before it, in the same folder.
-        slow: whether it takes seconds.
+        long: whether it takes some ten seconds, so that its test is marked `long`.
         content: whether what is in the files is recorded too, not only their names.
         printed: whether the command prints the file.
     """
 
     words: str
     needs: tuple[str, ...] = ()
-    slow: bool = False
+    long: bool = False
     content: bool = True
     printed: bool = False
 
@@ -96,15 +96,15 @@ KINDS: Mapping[str, Kind] = {
     "dialogues.jsonl": Kind("preferences Helpful-v0 --env max_new_tokens=12 --n 6 --format transcripts"),
     "sft": Kind(f"sft --data pairs.jsonl --eval-every 2 {_FIT}", ("pairs.jsonl",)),
     "reward-model": Kind(f"reward-model --data pairs.jsonl --members 2 {_FIT}", ("pairs.jsonl",)),
-    "rlhf": Kind(f"rlhf Helpful-v0 {_RLHF} --per-prompt 2 --optimum-per-prompt 2 {_PPO}", slow=True),
-    "overoptimise": Kind(f"overoptimise Helpful-v0 {_HACKED} --per-prompt 2 {_PPO}", slow=True),
+    "rlhf": Kind(f"rlhf Helpful-v0 {_RLHF} --per-prompt 2 --optimum-per-prompt 2 {_PPO}", long=True),
+    "overoptimise": Kind(f"overoptimise Helpful-v0 {_HACKED} --per-prompt 2 {_PPO}", long=True),
     "bench": Kind("bench --suite ci --agents random q-learning --engine serial --keep-checkpoints"),
     "results.json": Kind("export bench", ("bench",)),
     "report": Kind("report bench", ("bench",), content=False),
     "eval.json": Kind("eval textgym/Stop-v0 --agent lm-ppo --per-prompt 2 --json", ("lm-ppo",), printed=True),
     "solve.json": Kind("solve textgym/Stop-v0 --env difficulty=3 --json", printed=True),
     "inspect.json": Kind("inspect textgym/Stop-v0 --agent lm-ppo --json", ("lm-ppo",), printed=True),
-    "check.json": Kind(f"check lm-ppo --only {_STATEMENTS} --settings device=cpu --json", slow=True, printed=True),
+    "check.json": Kind(f"check lm-ppo --only {_STATEMENTS} --settings device=cpu --json", long=True, printed=True),
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 from golden.agent_records import differences, read
 from golden.folder_records import KINDS, Folders
 
-MARKED = [pytest.param(name, marks=[pytest.mark.slow] if kind.slow else []) for name, kind in KINDS.items()]
+MARKED = [pytest.param(name, marks=[pytest.mark.long] if kind.long else []) for name, kind in KINDS.items()]
 
 
 @pytest.fixture(scope="module")

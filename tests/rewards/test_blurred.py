@@ -40,8 +40,11 @@ def test_a_deviation_that_is_none_is_refused(deviation: object) -> None:
 
 
 def test_a_second_noise_is_refused() -> None:
-    with pytest.raises(ValueError, match="'noise' already"):
+    with pytest.raises(ValueError, match="reward 'blurred' in 'blurred' is noisy"):
         make_reward({"name": "blurred", "reward": NOISY, "deviation": 1.0})
+    named = {"name": "weighted", "rewards": {"noise": {"name": "length", "target": 2}}}
+    with pytest.raises(ValueError, match="'noise' already"):
+        make_reward({"name": "blurred", "reward": named, "deviation": 1.0})
 
 
 def test_an_alignment_task_takes_it_and_pays_rules_plus_noise() -> None:
@@ -64,3 +67,12 @@ def test_the_measures_are_those_without_the_noise() -> None:
     np.testing.assert_allclose(tilt(blurred, 0.05).values, tilt(bare, 0.05).values, atol=1e-12)
     found = evaluate(reference, noisy, reference, estimated(blurred, 0.05, "eval"), beta=0.05, per_prompt=2)
     assert found.reward.mean == pytest.approx(found.gold.mean, abs=1e-12)
+
+
+@pytest.mark.parametrize("outer", [{"name": "clipped"}, {"name": "running_norm"}, {"name": "to_messages"}])
+def test_noise_is_outermost(outer: dict[str, object]) -> None:
+    blurred = {"name": "blurred", "reward": {"name": "length", "target": 2}, "deviation": 0.1}
+    with pytest.raises(ValueError, match=f"reward 'blurred' in '{outer['name']}' is noisy; it has to be the outermost"):
+        make_reward({**outer, "reward": blurred})
+    with pytest.raises(ValueError, match="reward 'blurred' in 'weighted' is noisy"):
+        make_reward({"name": "weighted", "rewards": {"a": blurred}})

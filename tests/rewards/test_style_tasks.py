@@ -73,7 +73,7 @@ def test_another_reward_keeps_the_gold(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 def test_ppo_learns_a_style() -> None:
     pytest.importorskip("torch")
     from textgym_agents.registry import make_agent, make_env

@@ -121,7 +121,7 @@ def test_the_base_leaves_room_to_align(model: Any, tokenizer: Tokenizer) -> None
     assert card["helpful"]["stop"] >= 0.8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_tiny_build_end_to_end(tmp_path: Path) -> None:
     train = PretrainConfig(steps=12, batch=16, hidden=16, layers=1, heads=2, feed_forward=32)
     card = build(BuildConfig(out=tmp_path, threads=1, samples=8, train=train))

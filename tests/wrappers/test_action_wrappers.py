@@ -17,7 +17,7 @@ from textgym import wrappers
 from textgym.env import TokenEnv
 from textgym.lm.reference import NGramReference
 from textgym.vector import TokenVectorEnv
-from textgym.wrappers.actions import AllowedTokens, Nearest, TopKTokens
+from textgym.wrappers.actions import AllowedTokens, Nearest, TopKTokens, _principal
 
 BATCH = {"input_ids": np.array([[2, 0], [3, 0]]), "attention_mask": np.array([[1, 0], [1, 0]])}
 
@@ -157,3 +157,10 @@ def test_the_wrong_order_of_wrappers_is_refused() -> None:
         wrappers.ReferenceReward(top)
     with pytest.raises(TypeError, match="order is ReferenceReward"):
         wrappers.TopKActions(top, 2)
+
+
+def test_n_tokens_lie_in_no_more_than_n_minus_1_dimensions() -> None:
+    rows, allowed = np.random.default_rng(0).standard_normal((8, 16)), np.arange(8) < 6
+    assert np.ptp(_principal(rows, 5, allowed)[allowed], axis=0).min() > 0.1
+    with pytest.raises(ValueError, match=r"dimensions=6: .* 16 for 6 allowed tokens; allowed is 5 at most"):
+        _principal(rows, 6, allowed)

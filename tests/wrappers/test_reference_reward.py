@@ -149,3 +149,13 @@ def test_bad_arguments_and_actions_are_named() -> None:
     env.reset(seed=0)
     with pytest.raises(InvalidAction, match=r"actions\[1\] = 9"):
         env.step(np.array([0, 9]))
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
+def test_observations_that_are_the_environment_s_own_arrays_pay_the_same(mode: AutoresetMode) -> None:
+    paid = []
+    for copy in (True, False):
+        env = VectorReferenceReward(TokenVectorEnv(small_task(), 3, autoreset_mode=mode, copy=copy), 0.5, bigram())
+        env.reset(seed=2)
+        paid.append([env.step(np.array([0, 1, 0]))[1].tolist() for _ in range(2)])
+    assert paid[0] == paid[1]

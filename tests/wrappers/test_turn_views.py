@@ -157,9 +157,10 @@ def test_what_is_no_turn_is_refused_and_changes_nothing(action):
 
 
 def test_rewards_of_single_tokens_are_discounted_within_an_action():
-    task = replace(make_task("Copy", difficulty=2), gamma=0.5)
-    token, answer = (ReferenceReward(TokenEnv(task), beta=0.3) for _ in range(2))
-    view = AnswerEnv(answer)
+    every = {"name": "dense", "reward": {"name": "length", "target": 1, "unit": "tokens"}}
+    options = {"prompts": ["a"], "tokenizer": ["a", "b", "c"], "max_new_tokens": 3, "gamma": 0.5}
+    task = make_task("Text", reward=every, **options)
+    token, view = TokenEnv(task), AnswerEnv(TokenEnv(task))
     token.reset(seed=3)
     view.reset(seed=3)
     tokens = np.flatnonzero(task.vocabulary.allowed)[np.arange(task.max_new_tokens) % 2]
@@ -171,4 +172,17 @@ def test_rewards_of_single_tokens_are_discounted_within_an_action():
             break
     _, paid, ended, _, info = view.step(tokens)
     assert (info["tokens"], ended) == (time + 1, True)
+    assert time > 0
     assert paid == pytest.approx(expected, abs=1e-12)
+    assert expected != pytest.approx(reward)
+
+
+def test_what_a_reference_reward_has_discounted_is_added_up():
+    options = {"prompts": ["a"], "tokenizer": ["a", "b", "c"], "max_new_tokens": 3, "gamma": 0.5, "beta": 1.0}
+    task = make_task("Text", reward=lambda prompts, completions, **columns: [8.0] * len(prompts), **options)
+    paid = []
+    for wrap in (TurnEnv, AnswerEnv):
+        env = wrap(ReferenceReward(TokenEnv(task)))
+        env.reset(seed=0)
+        paid.append(env.step(np.array([1, 2, 0]))[1])
+    assert paid == pytest.approx([8 / 4 - 3 * np.log(3)] * 2)  # the reference is uniform

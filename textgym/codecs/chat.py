@@ -13,7 +13,7 @@ import select
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -131,6 +131,12 @@ class JinjaTemplate:
         if "error" in answer:
             raise ValueError(f"chat: the chat template cannot be rendered: {answer['error']}")
         return answer["text"]
+
+
+def common_start(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return the number of equal tokens that two rows start with."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def around(rendered: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from textgym.checks import first_line
+from textgym.codecs.chat import common_start
 from textgym.lm.backbone import embedding_rows, max_tokens
 from textgym.lm.causal import load_weights
 from textgym.lm.checked import undisturbed
@@ -157,7 +158,7 @@ def encode_exchange(
     head = vocabulary.encode_prompt(prompt)
     _check_writable(completion)
     ids = conversation.encode(prompt, completion, ended=ended)
-    return _shortened(vocabulary, ids, _common(head, ids), max_length)
+    return _shortened(vocabulary, ids, common_start(head, ids), max_length)
 
 
 def _continuation(vocabulary: Vocabulary, prompt: str, completion: str, head: list[int]) -> list[int]:
@@ -181,20 +182,14 @@ def _shortened(vocabulary: Vocabulary, ids: list[int], head: int, max_length: in
     """Keep at most `max_length` of the ids, of which the first `head` are the prompt's."""
     if max_length is None or len(ids) <= max_length:
         return Encoded(ids, head, 0)
-    before = _common(vocabulary.before_ids, ids[:head])
-    after = _common(vocabulary.after_ids[::-1], ids[before:head][::-1])
+    before = common_start(vocabulary.before_ids, ids[:head])
+    after = common_start(vocabulary.after_ids[::-1], ids[before:head][::-1])
     if before + after >= max_length:
         raise ValueError(f"max_length={max_length}: the template alone has {before + after} tokens; more is allowed")
     kept = max(max_length - before - after - (len(ids) - head), 0)  # of the prompt's own text
     start = head - after - kept
     short = [*ids[:before], *ids[start:]][:max_length]
     return Encoded(short, before + head - start, len(ids) - len(short))
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return the number of equal tokens that two rows start with."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[Tensor, Tensor]:

@@ -206,20 +206,20 @@ class Inner(Caller):
     """One reward inside another, built from its spec.
 
     Args:
-        spec: see `make_reward`.
-        outer: the name of the reward that holds it, for messages.
+        spec: see `make_reward`. outer: name of what holds it, for messages. noise: whether it may be noisy.
 
     Attributes:
-        pay: of the reward, "end" or "together"; what holds it is paid then, too.
-        needs_timeout: whether it may take for ever; what holds it may, too.
-    Raises: ValueError if the reward is paid at every token (`pay`): such a reward has to be outermost.
+        pay, needs_timeout: "end" or "together", and whether it may take for ever; what holds it has both, too.
+    Raises: ValueError if it is paid at every token (`pay`), or noisy without `noise`: such a reward is outermost.
     """
 
-    def __init__(self, spec: RewardSpec, outer: str) -> None:
+    def __init__(self, spec: RewardSpec, outer: str, noise: bool = False) -> None:
         super().__init__(make_reward(spec))
         self.pay: Literal["end", "together"] = getattr(self.reward, "pay", "end")
-        if self.pay not in ("end", "together"):
-            raise ValueError(f"reward {self.name!r} in {outer!r} has pay={self.pay!r}; it has to be the outermost")
+        noisy = getattr(self.reward, "noisy", False) and not noise
+        if noisy or self.pay not in ("end", "together"):
+            odd = "is noisy" if noisy else f"has pay={self.pay!r}"
+            raise ValueError(f"reward {self.name!r} in {outer!r} {odd}; it has to be the outermost")
         self.needs_timeout = bool(getattr(self.reward, "needs_timeout", False))
 
     def values(self, prompts: Sequence[object], completions: Sequence[object], columns: Columns) -> Values:

@@ -141,8 +141,8 @@ def _check_weights(weights: object, rewards: Mapping[str, RewardSpec]) -> dict[s
 class Wrapped(NamedReward):
     """Another reward in another form: it has that reward's name, and its state."""
 
-    def __init__(self, reward: RewardSpec, outer: str) -> None:
-        self.inner = Inner(reward, outer)
+    def __init__(self, reward: RewardSpec, outer: str, noise: bool = False) -> None:
+        self.inner = Inner(reward, outer, noise)
         self.needs_timeout = self.inner.needs_timeout
         self.name = self.inner.name
         self.pay: Pay = self.inner.pay
@@ -363,7 +363,7 @@ class FromMessages(Changed):
     """
 
     def __init__(self, reward: RewardSpec) -> None:
-        super().__init__(reward, "from_messages")
+        super().__init__(reward, "from_messages", noise=True)  # for trainers, which have no noisy tasks
 
     def begin(self, prompts: Sequence[object], completions: Sequence[object], **columns: Column) -> Begun:
         """Begin to score every completion, read as `as_text` does."""

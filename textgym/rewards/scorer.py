@@ -142,7 +142,7 @@ class Scorer:
     @property
     def one_by_one(self) -> bool:
         """Whether a completion gets the same score whatever is scored with it, and was before it."""
-        return self.pay != "together" and not _has_state(self.state_dict()["reward"])
+        return self.pay != "together" and not _has_state(lasting(self.state_dict()["reward"]))
 
     def close(self) -> None:
         """End the child process, where there is one; it is started again when needed."""
@@ -235,11 +235,15 @@ class Scorer:
                 )
 
 
-def _has_state(state: object) -> bool:
-    """Return whether there is more in a reward's state than the scores that a learned one remembers."""
+def lasting(state: object) -> object:
+    """Return a reward's state without the scores that learned ones remember, which change no score."""
     if isinstance(state, dict):
-        return not state.keys() >= _MEMORY and any(map(_has_state, state.values()))
-    return state is not None
+        return None if state.keys() >= _MEMORY else {name: lasting(own) for name, own in state.items()}
+    return state
+
+
+def _has_state(state: object) -> bool:
+    return any(map(_has_state, state.values())) if isinstance(state, dict) else state is not None
 
 
 @contextmanager

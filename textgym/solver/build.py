@@ -13,6 +13,7 @@ import numpy as np
 from textgym.checks import Bools, Floats, Ints, check_number
 from textgym.rewards import Scorer
 from textgym.rewards.dense import potential_difference
+from textgym.rewards.scorer import lasting
 from textgym.solver.tree import Level, PrefixTree, UnsolvableError, check_size, count_states
 from textgym.state import Prompt, TokenState
 from textgym.task import BETA, GAMMA, Task
@@ -38,6 +39,7 @@ _LOG = logging.getLogger(__name__)
 MAX_STATES = 2_000_000
 """The states that a prefix tree may have where nothing else is said."""
 _TEXTS_AT_ONCE = 50_000
+_TEXTS_IN_TIME = 512  # where a batch has a time limit: no more than a large vector environment scores at once
 _MASKS_AT_ONCE = 4096
 _ARRAYS = ("parent", "action", "finished")
 
@@ -54,7 +56,8 @@ def prefix_tree(problem: object, split: str | None = None, max_states: int = MAX
 
     Raises:
         UnsolvableError: the tree is too large; the reward is noisy without an average pay
-            (`expected`), or changes while it scores; what the environment hides is a seed.
+            (`expected`), changes while it scores, or runs out of time where that is no error; what the environment
+            hides is a seed.
         ValueError: the split is unknown; the mask allows nothing in some state.
         TypeError: `problem` is none of these.
         RewardError: the reward fails.
@@ -288,11 +291,15 @@ class _Payer:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._scorer.close()
-        state = self._scorer.state_dict()
-        if state["reward"] == self._before:
-            return
+        state, failures = self._scorer.state_dict(), self._scorer.failures
         self._scorer.load_state_dict(state | {"reward": self._before})
-        if error is None:
+        late = failures["timeout"] + failures["dies"]
+        if error is None and late:
+            raise UnsolvableError(
+                f"task {self._task.name!r}: its reward {self._scorer.name!r} has not scored {late} texts within "
+                f"timeout={self._task.timeout}, so what they are worth is not known"
+            )
+        if error is None and lasting(state["reward"]) != lasting(self._before):
             raise UnsolvableError(
                 f"task {self._task.name!r}: its reward {self._scorer.name!r} changes while it scores, "
                 "so it is no fixed function of the text; allowed is one that stays the same"
@@ -314,8 +321,9 @@ class _Payer:
 
     def _score(self, tree: PrefixTree, depth: int, rows: Ints) -> Floats:
         prompts, result = self._task.encoded(self._split), np.zeros(len(rows))
-        for start in range(0, len(rows), _TEXTS_AT_ONCE):
-            part = slice(start, start + _TEXTS_AT_ONCE)
+        size = _TEXTS_AT_ONCE if self._task.timeout is None else _TEXTS_IN_TIME
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
             chosen = [prompts[i] for i in tree.prompt_of[depth][rows[part]].tolist()]
             ids, places = tree.written(depth, rows[part])
             seeds = [0] * len(ids)  # a column of noisy tasks, which the mean does not depend on

@@ -18,21 +18,110 @@ Source: Korbak et al. (2022), arXiv:2205.11275, section 3; Levine (2018), arXiv:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
-from textgym.checks import Bools, Floats
+from textgym.checks import Bools, Floats, Ints
 from textgym.lm.reference import Observation, Reference
 from textgym.render import html_table
 from textgym.solver.build import MAX_STATES, check_beta, check_gamma, prefix_tree
-from textgym.solver.tree import Level, Lookup, PrefixTree, edge_log_probs, log_sum, per_edge, per_state
+from textgym.solver.tree import Level, PrefixTree, edge_log_probs, log_sum, per_edge, per_state
 from textgym.solver.values import Completion, PolicyValues, evaluate_edges
 from textgym.task import make_reference
 
 _SHOWN = 5  # prompts in a notebook
+_SHARED = (-2, -2)  # in place of depth and row, where two states look the same
 _TIE = 1e-12  # Q-values that differ by less, relative to their size, are one value: sums round differently.
+
+
+class Lookup:
+    """Finds the states that a batch of observations shows.
+
+    An observation says neither where its prompt ends nor what data it has. Where prompts are alike in what it shows, no
+    policy of observations can tell their states apart, and asking for one is an error.
+    """
+
+    def __init__(self, tree: PrefixTree) -> None:
+        self._tree = tree
+        self._size = tree.task.vocabulary.size
+        columns = tree.task.prompt_set(tree.split).columns.values()
+        first: dict[tuple[tuple[int, ...], str, str], int] = {}
+        for row, prompt in enumerate(tree.task.encoded(tree.split)):
+            first.setdefault((prompt.ids, prompt.text, repr([data[row] for data in columns])), row)
+        self._prompts = [(np.array(key[0]), row) for key, row in first.items()]
+        self._turns: dict[tuple[int, ...], tuple[int, int]] = {}
+        for ids, place in self._states() if tree.replies else ():
+            self._turns[ids] = _SHARED if ids in self._turns else place
+        # Siblings stand in the order of their actions and families in that of their parents: the key is ascending.
+        self._keys = [level.parent * self._size + level.action for level in tree.levels]
+
+    def locate(self, observation: Observation) -> tuple[Ints, Ints]:
+        """Return depth and row of every observation, (B,) each.
+
+        Raises: ValueError for an observation that shows no state of the tree, or more than one.
+        """
+        ids = np.asarray(observation["input_ids"], dtype=np.int64)
+        lengths = np.count_nonzero(observation["attention_mask"], axis=1)
+        depths, rows = np.full(len(ids), -1), np.full(len(ids), -1)
+        if self._turns:
+            keys = [tuple(row[:length].tolist()) for row, length in zip(ids, lengths, strict=True)]
+            found = np.array([self._turns.get(key, (-1, -1)) for key in keys]).reshape(-1, 2)
+            self._check_alone(found[:, 0] != _SHARED[0])
+            self._check_found(ids, lengths, found[:, 1])
+            return found[:, 0], found[:, 1]
+        for prompt, root in self._prompts:
+            start = len(prompt)
+            here = np.flatnonzero((lengths >= start) & (ids[:, :start] == prompt).all(1))
+            here, row = self._descend(ids, lengths, here, start, root)
+            self._check_alone(np.isin(np.arange(len(ids)), here[rows[here] >= 0], invert=True))
+            depths[here], rows[here] = lengths[here] - start, row
+        self._check_found(ids, lengths, rows)
+        return depths, rows
+
+    def _states(self) -> Iterator[tuple[tuple[int, ...], tuple[int, int]]]:
+        """Yield every state in which the policy moves, or nobody, by its tokens."""
+        prompts, kept = self._tree.task.encoded(self._tree.split), {root for _, root in self._prompts}
+        for depth, level in enumerate(self._tree.levels):
+            tokens, _ = self._tree.written(depth, np.arange(len(level.parent)))
+            prompt = self._tree.prompt_of[depth].tolist()
+            for row, (root, each) in enumerate(zip(prompt, tokens, strict=True)):
+                if root in kept and (level.environment is None or not level.environment[row]):
+                    yield (*prompts[root].ids, *each), (depth, row)
+
+    def _check_alone(self, alone: Bools) -> None:
+        if not alone.all():
+            raise ValueError(
+                f"observation {int(alone.argmin())}: two states of this task look like it, because one prompt begins "
+                "with another, or is the same with other data; allowed are tasks whose prompts differ and end in a mark"
+            )
+
+    def _check_found(self, ids: Ints, lengths: Ints, rows: Ints) -> None:
+        if (rows < 0).any():
+            index = int(np.flatnonzero(rows < 0)[0])
+            tokens = ids[index, : lengths[index]].tolist()
+            raise ValueError(
+                f"observation {index}: its tokens {tokens} are no state that legal actions reach from a "
+                f"prompt of the {self._tree.split} split"
+            )
+
+    def _descend(self, ids: Ints, lengths: Ints, here: Ints, start: int, root: int) -> tuple[Ints, Ints]:
+        """Return which of the observations `here`, all of one prompt, are in the tree, and their rows."""
+        row = np.full(len(here), root)
+        alive = np.ones(len(here), dtype=np.bool_)
+        for depth in range(1, int((lengths[here] - start).max(initial=0)) + 1):
+            going = np.flatnonzero(alive & (lengths[here] - start >= depth))
+            if depth >= len(self._keys):
+                alive[going] = False
+                break
+            wanted = row[going] * self._size + ids[here[going], start + depth - 1]
+            keys = self._keys[depth]
+            found = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+            alive[going] = keys[found] == wanted
+            row[going] = found
+        return here[alive], row[alive]
 
 
 def soft_backup(action_values: Floats, log_reference: Floats, level: Level, beta: float) -> tuple[Floats, Floats]:

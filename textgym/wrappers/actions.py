@@ -39,7 +39,7 @@ def token_embedding(task: Task, dimensions: int, seed: int = 0) -> Floats:
 
     Args:
         task: supplies vocabulary and reference.
-        dimensions: D; with an LM at most the width of its embedding.
+        dimensions: D; with an LM at most the width of its embedding, and less than the allowed tokens.
         seed: of the random directions that replace the embedding where the reference is no LM.
     Returns: (V, D) float64.
     Raises: ValueError for D out of range.
@@ -58,9 +58,11 @@ def token_embedding(task: Task, dimensions: int, seed: int = 0) -> Floats:
 
 def _principal(rows: Floats, dimensions: int, allowed: Bools) -> Floats:
     """Return the rows on the main axes of the allowed ones."""
-    if dimensions > rows.shape[1]:
+    most = min(rows.shape[1], int(allowed.sum()) - 1)  # n points lie in n - 1 dimensions
+    if dimensions > most:
         raise ValueError(
-            f"dimensions={dimensions!r}: the reference's embedding has {rows.shape[1]}, allowed is no more"
+            f"dimensions={dimensions!r}: the reference's embedding has {rows.shape[1]} for {allowed.sum()} allowed "
+            f"tokens; allowed is {most} at most"
         )
     centred = rows - rows[allowed].mean(0)
     axes = np.linalg.svd(centred[allowed], full_matrices=False)[2][:dimensions]
@@ -314,8 +316,8 @@ class TurnEnv(SingleWrapper):
     the end is ignored, so every action is one, and many are the same: the probability of a turn is that of its tokens
     up to its end. An array that is shorter and gets there is taken, too.
 
-    The reward is that of all tokens written, that of the t-th times gamma^(t - 1). The info is that of the last one and
-    `tokens` (int), how many were written.
+    The reward is that of all tokens written, that of the t-th times gamma^(t - 1), unless `ReferenceReward` below has
+    discounted it. The info is that of the last one and `tokens` (int), how many were written.
 
     Args:
         env: one environment whose actions are tokens.
@@ -330,6 +332,7 @@ class TurnEnv(SingleWrapper):
         self._budget = self.task.max_new_tokens if turns is None else turns.tokens
         self._ends = self.task.vocabulary.stop_ids if turns is None else turns.ends
         self._most = self._turns * self._budget
+        self._gamma = 1.0 if env.has_wrapper_attr("pays_discounted") else self.task.gamma
         self.action_space = spaces.MultiDiscrete(np.full(self._most, self.task.vocabulary.size))
 
     def step(self, action: Actions) -> Step:
@@ -345,7 +348,7 @@ class TurnEnv(SingleWrapper):
         paid, written, turns = 0.0, len(state.turn), 0
         for time, token in enumerate(tokens.tolist()):
             observation, reward, terminated, truncated, info = self._step(token)
-            paid, written = paid + self.task.gamma**time * reward, written + 1
+            paid, written = paid + self._gamma**time * reward, written + 1
             if token in self._ends or written == self._budget:
                 turns, written = turns + 1, 0
             if terminated or truncated or turns == self._turns:

@@ -74,6 +74,8 @@ class ReferenceReward(SingleWrapper):
         or floor out of range.
     """
 
+    pays_discounted = True
+
     def __init__(
         self, env: Env, beta: float | None = None, reference: Reference | None = None, floor: float = FLOOR
     ) -> None:
@@ -124,6 +126,8 @@ class VectorReferenceReward(RowsWrapper):
     def step(self, actions: Actions) -> RowsStep:
         """See `TokenVectorEnv.step`."""
         before, masks, idle = self._observation, self._masks(), self._idle
+        if not self.copy:  # the step writes into these
+            before = {name: array.copy() for name, array in before.items()}
         observation, rewards, terminations, truncations, infos = self._step(actions)
         # The action of a row that takes none may be anything.
         bonus = self._bonus.of(before, np.where(idle, 0, actions), masks)

@@ -53,6 +53,8 @@ class SB3VecEnv(VecEnv):
                 "autoreset_mode=SAME_STEP or DISABLED; textgym_agents.registry.make_env(id, num_envs) makes one"
             )
         refuse_together(env, "Stable-Baselines3")
+        if not getattr(env, "copy", True):
+            raise ValueError("copy=False: Stable-Baselines3 keeps observations while it steps; allowed is True")
         self.venv = env
         self._resets_itself = mode is AutoresetMode.SAME_STEP
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)

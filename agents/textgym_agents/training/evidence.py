@@ -36,9 +36,10 @@ def error_of(rows: Sequence[Row]) -> float:
     batches' means: for normal noise their median is 0.954 standard deviations.
     """
     scores, spreads = series(rows, "objective/scores"), series(rows, "objective/scores_std")
-    batches = [after - before for before, after in pairwise(series(rows, "episode"))]
-    if spreads and batches and batches[-1] > 0:
-        noise = fmean(spreads) / math.sqrt(batches[-1])
+    # Rows may be left out between two, so a batch is the least that lies between any.
+    batches = [after - before for before, after in pairwise(series(rows, "episode")) if after > before]
+    if spreads and batches:
+        noise = fmean(spreads) / math.sqrt(min(batches))
     else:
         noise = median([abs(after - before) for before, after in pairwise(scores)] or [0.0]) / 0.954
     return max(noise / math.sqrt(FEW), 1e-3 * max(map(abs, scores), default=0.0))

@@ -223,7 +223,7 @@ def test_bad_settings_are_named(given, message):
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 def test_it_learns_to_stop():
     env = make_env("textgym/Stop-v0", 64, difficulty=2)
     solution = solve(env.unwrapped.task)
@@ -233,7 +233,7 @@ def test_it_learns_to_stop():
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 def test_it_finds_the_best_of_more_arms_than_it_simulates():
     env = make_env("textgym/Bandit-v0", 64, difficulty=6)
     solution = solve(env.unwrapped.task)

@@ -25,7 +25,8 @@ def all_states(task):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backup", ["soft", pytest.param("mean", marks=pytest.mark.sweep)])
+@pytest.mark.parametrize("backup", ["soft", "mean"])
+@pytest.mark.long
 def test_the_kit_finds_nothing(backup):
     from textgym_agents.conformance import check_names
 
@@ -75,7 +76,7 @@ def test_learning_leaves_a_tree_that_searches_start_from():
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0])
 def test_one_string_of_4096_is_found(seed):
     """PPO reaches 0.20 of the optimum here in 20,000 episodes (docs/exact.md)."""

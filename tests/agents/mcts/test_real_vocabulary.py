@@ -79,7 +79,7 @@ def test_an_iteration_over_50257_tokens_learns_from_candidates():
     assert np.abs(agent.log_probs(env.reset(seed=0)[0]) - before).max() > 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_regret_over_50257_tokens_is_exact_and_falls():
     """One token is written: V* is a sum over all of them, and the search may try 4, 64 or 1,024."""
     model = tiny_gpt2(SIZE)
@@ -124,7 +124,7 @@ def test_a_real_models_search_goes_by_its_own_probabilities(widening):
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 @needs_model
 def test_alphazero_writes_more_vowels_than_the_model_that_it_started_from():
     """Three tokens of 512; the reward of the reference is 0.30, and 10 CPU seconds later it is 0.59."""

@@ -170,7 +170,7 @@ def test_learning_goes_on_after_loading_and_other_data_are_noticed(recorded, fol
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 def test_cloning_the_recorded_optimum_leads_near_it(tmp_path):
     env = make_env("textgym/Bandit-v0", 64)
     solution = solve(env.unwrapped.task)
@@ -181,7 +181,7 @@ def test_cloning_the_recorded_optimum_leads_near_it(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 def test_cloning_the_best_of_random_episodes_is_better_than_they_are(tmp_path):
     env = make_env("textgym/Copy-v0", 64)
     record(make_agent("random", env), env, 512, tmp_path / "random-v0")
@@ -193,7 +193,7 @@ def test_cloning_the_best_of_random_episodes_is_better_than_they_are(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 def test_dpo_from_recorded_pairs_improves(tmp_path):
     env = make_env("textgym/Bandit-v0", 64)
     solution = solve(env.unwrapped.task)

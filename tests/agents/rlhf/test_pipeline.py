@@ -63,7 +63,7 @@ def files_of(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 def test_the_pipeline_goes_from_demonstrations_to_the_comparison(tmp_path):
     result = Pipeline(HELPFUL, SMALL, tmp_path / "run", Notes(), {"max_new_tokens": 24}).run()
     rows = {row["policy"]: row for row in result["rows"]}
@@ -108,7 +108,7 @@ def test_settings_out_of_range_are_named():
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 def test_overoptimisation_has_a_curve_for_every_proxy_and_method(tmp_path):
     settings = OveroptimiseSettings(
         pairs=(20, 40),

@@ -10,7 +10,7 @@ from textgym_agents.registry import agent_class, make_agent, make_config, make_e
 from textgym.evaluate import evaluate
 from textgym.solver import policy_values, solve
 
-pytestmark = [pytest.mark.slow, pytest.mark.learning]
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 WITH_ENTROPY = ("sb3-a2c", "sb3-ppo", "sb3-maskable-ppo", "sb3-recurrent-ppo")
 WITHOUT = ("sb3-dqn", "sb3-qrdqn", "sb3-trpo", "sb3-ddpg", "sb3-td3")

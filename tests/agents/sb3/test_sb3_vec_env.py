@@ -191,3 +191,9 @@ def test_what_is_no_vector_environment_is_refused(env: Any) -> None:
 def test_an_environment_that_resets_a_step_late_is_refused() -> None:
     with pytest.raises(ValueError, match="SAME_STEP or DISABLED"):
         SB3VecEnv(TokenVectorEnv(word_task(), 2))
+
+
+def test_observations_that_a_step_changes_are_refused() -> None:
+    env = TokenVectorEnv(word_task(), 2, autoreset_mode=AutoresetMode.SAME_STEP, copy=False)
+    with pytest.raises(ValueError, match="copy=False: Stable-Baselines3 keeps observations"):
+        SB3VecEnv(env)

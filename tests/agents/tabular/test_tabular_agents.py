@@ -128,7 +128,7 @@ def test_a_mask_is_asked_about_states_of_the_table_only():
 
 @pytest.mark.parametrize("name", ["sarsa", "monte-carlo"])
 @pytest.mark.parametrize("options", TASKS.values(), ids=TASKS.keys())
-@pytest.mark.parametrize("backup", ["soft", pytest.param("hard", marks=pytest.mark.learning)])
+@pytest.mark.parametrize("backup", ["soft", pytest.param("hard", marks=pytest.mark.long)])
 def test_on_policy_values_are_those_of_the_policy_that_acts(name, options, backup):
     """With epsilon = 1 the behaviour stays uniform, and Q has to become its exact Q."""
     task = small_task(**options)
@@ -171,7 +171,7 @@ def test_the_hard_optimum_of_delayed_and_stop(name, task):
 
 
 @pytest.mark.slow
-@pytest.mark.learning
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_both_optima_of_copy(name):
     env = make_env("textgym/Copy-v0", 128)
