@@ -290,6 +290,7 @@ def test_play_without_torch_says_so_and_goes_on():
     assert "stop, 1 tokens" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_help_of_a_training_needs_no_torch():
     done = child("train", "--help", before=BLOCK.format(module="torch"))
     assert (done.returncode, done.stderr) == (0, "")

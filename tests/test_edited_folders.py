@@ -209,7 +209,7 @@ def problems(kinds: dict[str, Kind], folder: Path, count: int, first: int) -> li
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_edited_folder_is_read_or_refused_in_one_line(kinds: dict[str, Kind], tmp_path: Path) -> None:
     found = problems(kinds, tmp_path, FEW, 0)
     assert not found, "\n".join(found)

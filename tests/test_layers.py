@@ -45,6 +45,7 @@ def test_every_module_has_its_layer() -> None:
     assert named <= set(PATHS)
 
 
+@pytest.mark.slow
 def test_imports_point_one_way() -> None:
     assert HOUSE.against(all_imports()) == []
 
@@ -94,6 +95,7 @@ def test_importing_textgym_imports_nothing_that_is_not_needed_to_register() -> N
     assert done.stdout == f"{modules}\n"
 
 
+@pytest.mark.slow
 def test_what_posix_alone_has_stands_in_few_places() -> None:
     names = {"fcntl", "resource", "killpg", "SIGKILL", "SIGPROF", "setrlimit"}
     found = set()

@@ -110,9 +110,8 @@ def test_errors_are_one_line(capsys, command):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is a POSIX signal")
-@pytest.mark.parametrize(
-    ("command", "shown"), [("sft", "SIGINT"), pytest.param("reward-model", "SIGKILL", marks=pytest.mark.sweep)]
-)
+@pytest.mark.parametrize(("command", "shown"), [("sft", "SIGINT"), ("reward-model", "SIGKILL")])
+@pytest.mark.long
 def test_a_run_that_was_ended_goes_on_to_the_same_result(capsys, command, shown):
     base = dropout_base(Path("base"))
     capsys.readouterr()  # the bar of saving it

@@ -74,6 +74,7 @@ def test_the_performance_difference():
     assert new.objective - old.objective == pytest.approx(total, abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pay", ["end", "every", "difference"])
 def test_sampled_returns_lie_within_four_standard_errors(pay):
     task = small_task(gamma=0.9, reward=Paid(pay, 0.9))

@@ -57,6 +57,7 @@ def test_the_smallest_game_by_hand():
     assert solution.reference_objective == pytest.approx(reference, abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("difficulty", "greatest"), [(1, 0.95), (2, 0.90), (3, 0.85)])
 def test_halving_is_the_best_without_a_price_of_kl(difficulty, greatest):
     task = make_task("TwentyQuestions", difficulty=difficulty)

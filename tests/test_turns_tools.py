@@ -161,6 +161,7 @@ def test_a_call_has_a_deadline():
     assert answer(tools, "<shout>x</shout>") == "X"
 
 
+@pytest.mark.slow
 def test_python_is_numbers_and_operators():
     pytest.importorskip("simpleeval")
     assert evaluate("2**10 - 1 >= 1023") == "True"

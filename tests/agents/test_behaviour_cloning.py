@@ -47,6 +47,7 @@ def test_the_loss_is_the_cross_entropy_of_the_completions_tokens():
     assert measures["loss/cross_entropy"] == pytest.approx(float(total.detach()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_it_learns_a_file_by_heart_and_counts_what_it_sees(env, file):
     agent = make_agent("behaviour-cloning", env, data=str(file), learning_rate=1e-2, **CPU)
     rows = []

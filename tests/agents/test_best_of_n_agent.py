@@ -65,6 +65,7 @@ def test_reward_and_kl_are_those_of_theory(n):
     assert low - 1e-9 <= means @ solution.tree.weights <= high + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Stop", "Noisy"])
 def test_what_it_writes_has_the_exact_probabilities(name):
     task = make_task(name, difficulty=1)

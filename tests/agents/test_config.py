@@ -82,6 +82,7 @@ def test_an_evaluation_has_no_more_completions_of_a_prompt_than_a_batch_may_have
         TrainSettings("textgym/Bandit-v0", "reinforce", 8, **{name: MOST_ROWS + 1})
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=400)
 @given(st.data())
 def test_a_value_of_a_foreign_type_is_one_error_that_names_it(data):

@@ -85,6 +85,7 @@ def failures(findings):
     return [(f.check, f.found) for f in findings if f.status != HOLDS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.sweep) for seed in (1, 2))])
 def test_the_clean_agent_passes_every_check(seed):
     findings = check(MutantAgent, settings={"seed": seed}, learning_tasks=TASKS)
@@ -167,6 +168,7 @@ class NoStopGradient(LMPPO):
         return loss * (rollout.actions[chosen] != stop)
 
 
+@pytest.mark.slow
 def test_the_hooks_of_lm_ppo_see_the_loss_that_the_agent_computes():
     (finding,) = check(NoStopGradient, ["gradient of the stop action"], settings={"device": "cpu"}, envs=16)
     assert finding.status == FAILS

@@ -27,7 +27,7 @@ UPDATES = (
 )
 CPU = {"device": "cpu"}
 FIRST = ("mask only when sampling", "ignores gamma")
-"""Bugs between which every check of the update catches one; the others are planted among those marked `long`."""
+"""Bugs that are planted in the gate; tests of the others are marked `long`."""
 
 
 def outcomes(agent, names=UPDATES, **settings):
@@ -90,6 +90,7 @@ def _by_torch(parts, logits, fixed=False):
     return reward, kl, entropy
 
 
+@pytest.mark.slow
 def test_the_variance_is_that_of_the_table_of_estimators():
     # The table sums over pairs of completions by autograd on the parameters; a table of logits is its own parameter.
     agent = tiny_agent()

@@ -145,6 +145,7 @@ def plan(agent="rloo", kind="difficulty", **changes: Any) -> TrainSettings:
     return TrainSettings(**values | changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["difficulty", "progress"])
 def test_a_resumed_run_draws_as_the_whole_one(tmp_path, kind):
     Training(plan(kind=kind), pictures=False).run(tmp_path / "whole", Watcher())
@@ -169,6 +170,7 @@ def test_a_log_with_a_row_less_is_not_resumed(tmp_path):
         Training(plan(), folder, pictures=False).run(tmp_path / "run", Watcher())
 
 
+@pytest.mark.slow
 def test_evaluations_are_of_the_same_prompts(tmp_path):
     few = {"agent": "rloo", "samples": 4, "split": "eval"}
     for kind in ("uniform", "progress"):
@@ -180,6 +182,7 @@ def test_evaluations_are_of_the_same_prompts(tmp_path):
     assert not (tmp_path / "uniform" / "curriculum.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", ["lm-ppo", "dpo", "q-learning", "sb3-ppo", "alphazero"])
 def test_every_agent_that_plays_draws_by_it(tmp_path, agent):
     pytest.importorskip("stable_baselines3" if agent.startswith("sb3") else "numpy")

@@ -90,6 +90,7 @@ LIVE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIVE)
 def test_a_failure_planted_in_a_training_is_named(name):
     found = LIVE[name]()

@@ -43,6 +43,7 @@ def exported(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_the_exported_model_generates_what_the_agent_would(exported):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

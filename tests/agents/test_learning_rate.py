@@ -27,6 +27,7 @@ def test_a_tiny_start_has_its_own_learning_rate_which_a_checkpoint_keeps(tmp_pat
     assert tiny_agent().learning_rate == 5e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kl", ["exact", "k1"])
 def test_what_the_first_batch_has_moved_settles_the_learning_rate(kl, tmp_path):
     task = make_task("Helpful")

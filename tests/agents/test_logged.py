@@ -135,6 +135,7 @@ def test_both_come_near_the_maximum_over_logged_tokens(name):
         assert found[2] < 0.01 * scale * len(tree.levels)
 
 
+@pytest.mark.slow
 def test_on_the_log_of_the_reference_advantage_weighted_regression_comes_to_the_optimum_of_j():
     tree, agent = logs.learned("Stop", "awr", {"advantage_temperature": 0.1, "greatest_weight": 1e9}, 300)
     solution = solve(tree.task)

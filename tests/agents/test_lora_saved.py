@@ -24,6 +24,7 @@ from textgym_agents.lm.start import fingerprint
 peft = pytest.importorskip("peft")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_the_adapter_and_goes_on_bit_for_bit(tmp_path):
     env = helpful_env()
     agent = make_agent("lm-ppo", env, lora_config(batch=8))

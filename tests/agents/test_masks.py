@@ -64,6 +64,7 @@ def test_a_rollout_takes_and_scores_only_what_the_grammar_allows(masked):
     assert (token_kl(rollout, agent.policy, agent.reference, scored, "exact") >= -1e-6).all()
 
 
+@pytest.mark.slow
 def test_the_first_ratio_is_one_and_training_improves_the_objective(masked):
     agent = tiny_agent(masked, shift=0.0, learning_rate=1e-2, batch=64, value_coefficient=0.01)
     seen = []
@@ -74,6 +75,7 @@ def test_the_first_ratio_is_one_and_training_improves_the_objective(masked):
     assert exact.optimality(policy_values(masked, agent, reference).objective) > 0.9
 
 
+@pytest.mark.slow
 def test_evaluation_and_estimated_optimum_agree_with_the_exact_solver(masked):
     agent = tiny_agent(masked)
     samples = draw_samples(masked, agent.own_reference(), split="train", each=3000)

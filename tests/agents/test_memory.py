@@ -35,6 +35,7 @@ EXPERTS = Qwen3MoeConfig(
 SMALL = Plan(batch=8, prompt_tokens=6, new_tokens=4, micro_batch=4, minibatches=2, device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parameters"),
     # The numbers of parameters that the model cards give, embeddings counted once where they are tied.
@@ -45,6 +46,7 @@ def test_the_built_in_shapes_are_those_of_their_cards(name, parameters):
         assert _Run(model_config(name), SMALL).parameters == pytest.approx(parameters, rel=0.01)
 
 
+@pytest.mark.slow
 def test_weights_are_counted():
     model = tiny_llama(11)
     count = sum(each.numel() for each in model.parameters())
@@ -63,6 +65,7 @@ def test_weights_are_counted():
     assert bits.parts["kept tokens, as bits"] == 8 * 4 * 2  # 11 tokens are two bytes
 
 
+@pytest.mark.slow
 def test_the_cache_holds_keys_and_values_of_all_tokens():
     found = estimate(TWO, SMALL)
     # 2 layers, keys and values, 2 heads of 64 floats, 10 tokens but the last, of 8 rows
@@ -71,6 +74,7 @@ def test_the_cache_holds_keys_and_values_of_all_tokens():
     assert found.parts["key-value cache"] == cache + 8 * 896 * 4 + 8 * 9 * 8 + 8 * 8
 
 
+@pytest.mark.slow
 def test_prompts_take_what_those_of_a_part_take(monkeypatch):
     def read(rows):
         """Bytes of reading prompts of 512 tokens, beside the cache: 2 layers, keys and values, 2 heads of 64 floats."""
@@ -84,7 +88,7 @@ def test_prompts_take_what_those_of_a_part_take(monkeypatch):
     assert read(8) == pytest.approx(two, rel=0.15)  # and the keys of a layer, which are joined
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_adapter_needs_no_reference_and_little_else():
     full = estimate(TWO, SMALL)
     adapter = estimate(TWO, Plan(**{**vars(SMALL), "lora_rank": 8, "precision": "bfloat16"}))
@@ -201,6 +205,7 @@ def test_a_plan_out_of_range_is_refused(name, value):
         Plan(**{name: value})
 
 
+@pytest.mark.slow
 def test_the_command_prints_parts_and_what_fits(capsys, tmp_path):
     sizes = ["--batch", "8", "--prompt-tokens", "6", "--new-tokens", "4", "--micro-batch", "2", "--device", "cpu"]
     TWO.save_pretrained(tmp_path)

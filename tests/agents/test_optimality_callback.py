@@ -61,6 +61,7 @@ def train(out: Path, callbacks: list[TrainerCallback], steps: int = 3) -> Traine
     return trainer
 
 
+@pytest.mark.slow
 def test_the_rows_are_what_evaluate_says(task: Any, tmp_path: Path) -> None:
     behind = Reporter()
     trainer = train(tmp_path, [Optimality(task, every=2, per_prompt=2), behind])
@@ -80,6 +81,7 @@ def test_the_rows_are_what_evaluate_says(task: Any, tmp_path: Path) -> None:
     assert [row for row in behind.rows if "eval/kl" in row][-1]["eval/kl"] == rows[-1]["eval/kl"]
 
 
+@pytest.mark.slow
 def test_learning_is_not_touched(task: Any, tmp_path: Path) -> None:
     watched = train(tmp_path / "a", [Optimality(task, every=1, per_prompt=2, optimum=optimum_of(task))])
     alone = train(tmp_path / "b", [])

@@ -78,6 +78,7 @@ def test_acting_by_the_cache_has_the_positions_of_the_plain_forward(task, env):
             break
 
 
+@pytest.mark.slow
 def test_the_example_of_the_page_of_algorithms_runs(tmp_path, monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(.*?get_peft_model.*?)```", page, re.DOTALL)

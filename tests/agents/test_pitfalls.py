@@ -265,6 +265,7 @@ def test_27_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(env, task, tmp
     assert resumed.episodes == whole.episodes == 96
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.01, pytest.param(1.0, marks=pytest.mark.long), 100.0])
 def test_28_the_scale_of_the_reward_does_not_stop_learning(scale):
     def scaled(prompts, completions, **columns):
@@ -280,6 +281,7 @@ def test_28_the_scale_of_the_reward_does_not_stop_learning(scale):
     assert np.mean(scores[-3:]) > 1.3 > np.mean(scores[:1]) + 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [-10.0, 100.0])
 def test_28_a_constant_in_the_reward_does_not_matter(offset):
     def shifted(prompts, completions, **columns):

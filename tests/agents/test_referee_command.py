@@ -22,6 +22,7 @@ from textgym_agents.registry import make_agent, make_config, make_env
 from textgym.commands.console import UsageError
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes_its_table(tmp_path, capsys):
     words = ["Bandit-v0", "--env", "difficulty=1", "--updates", "1", "--stale", "0", "1", "--group", "2"]
     main([*words, "--json"])
@@ -57,6 +58,7 @@ def test_the_command_prints_and_writes_its_table(tmp_path, capsys):
     assert (tmp_path / "out" / "referee.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_command_judges_the_policy_of_a_saved_agent(tmp_path, capsys):
     env = make_env("textgym/Bandit-v0", 32, difficulty=1)
     agent = make_agent(RLOO, env, make_config(RLOO, {"batch": 32, "learning_rate": 0.05}))

@@ -182,6 +182,7 @@ def test_an_agent_that_stops_by_itself_is_evaluated_and_finished(tmp_path):
     assert result.after["eval/kl"] > 0
 
 
+@pytest.mark.slow
 def test_at_beta_0_the_optimum_is_the_greatest_reward_or_not_known(tmp_path):
     result = Training(settings(env=TASK | {"beta": 0.0}, episodes=4)).run(tmp_path / "run", Watcher())
     assert result.optimum.value.mean == 1.0
@@ -194,6 +195,7 @@ def test_at_beta_0_the_optimum_is_the_greatest_reward_or_not_known(tmp_path):
     assert (tmp_path / "large" / "curve.png").exists()
 
 
+@pytest.mark.slow
 def test_a_sharp_optimum_is_worked_out_once_with_what_was_learned(tmp_path):
     """The reference's completions do not carry J*: evaluations have a J, and optimality comes with the last one."""
     words = ["a", *(f"w{i}q" for i in range(40))]
@@ -220,6 +222,7 @@ def test_a_sharp_optimum_is_worked_out_once_with_what_was_learned(tmp_path):
     assert kept_optimum(folder.path, make_env("textgym/Text-v0", 1, **other).unwrapped.task, "eval", 0.05) is None
 
 
+@pytest.mark.slow
 def test_j_star_is_not_estimated_where_nobody_asks(tmp_path):
     """Evaluations have J and no optimality, and the run goes on as it began."""
     words = ["a", *(f"w{i}q" for i in range(40))]
@@ -300,6 +303,7 @@ def test_a_batch_is_drawn_where_its_policy_was():
     assert axes.lines[0].get_xydata().tolist() == [[0, 0.0], [10, 0.5]]
 
 
+@pytest.mark.slow
 def test_the_split_tune_is_evaluated_where_the_task_has_it(tmp_path: Any) -> None:
     own = TASK | {"eval_prompts": ["b", "a b"], "tune_prompts": ["b a"]}
     result = Training(settings(env=own, split="tune")).run(tmp_path / "tune", Watcher())

@@ -152,6 +152,7 @@ def reference_values(task):
     return {"<1": ask, "0": 0.5, "1": 0.5}
 
 
+@pytest.mark.slow
 def test_best_of_n_chooses_a_turn_by_its_mean_over_what_may_be_hidden():
     env = make_env("textgym/TwentyQuestions-v0", 64, difficulty=1, segments=True)
     task = env.unwrapped.task
@@ -197,6 +198,7 @@ def test_vine_ppo_s_exact_values_by_hand():
     agent.learn(env, 128)
 
 
+@pytest.mark.slow
 def test_vine_ppo_s_rollouts_know_nothing_that_is_hidden():
     agent, _, states = vine_ppo(values="rollouts", rollouts=128)
     with torch.no_grad():  # a policy that likes one number better: who knew it would see other values

@@ -232,6 +232,7 @@ def test_what_does_not_serve_is_said(make, message, task):
         make(make_env_of(task))
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path, capsys):
     env = make_env("textgym/Delayed-v0", 8)
     make_agent("lm-ppo", env, device="cpu").save(tmp_path / "ppo")

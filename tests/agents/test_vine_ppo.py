@@ -130,6 +130,7 @@ def running(tree):
             yield TokenState(prompts[prompt], tuple(tokens))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "kl"),
     [

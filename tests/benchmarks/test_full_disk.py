@@ -62,6 +62,7 @@ def test_another_folder_is_no_report_for_all_that(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["serial", "pool"])
 def test_a_cell_that_a_full_disk_stopped_stays_open(tmp_path, engine):
     flag = tmp_path / "suite" / "full"

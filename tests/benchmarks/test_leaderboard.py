@@ -160,6 +160,7 @@ def test_runs_that_never_vary_have_an_interval_without_width() -> None:
     assert leads(np.ones((3, 1)), np.zeros((2, 1))).tolist() == [[1.0], [1.0], [1.0]]
 
 
+@pytest.mark.slow
 def test_an_entry_runs_claims_and_reproduces(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     entry = write("steady_entry", settings={"strength": 0.8})
     run(flags(entry))
@@ -210,6 +211,7 @@ def test_an_entry_that_was_lucky_is_refused(write: Write) -> None:
     assert entry.with_suffix(".json").read_text() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [

@@ -34,6 +34,7 @@ def path(tmp_path_factory):
     return file
 
 
+@pytest.mark.slow
 def test_the_committed_page_is_made_from_the_committed_results():
     if not RESULTS.exists() and not PAGE.exists():
         pytest.skip("neither benchmarks/results/core.json nor benchmarks/RESULTS.md is there yet")

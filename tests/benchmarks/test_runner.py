@@ -50,6 +50,7 @@ def test_only_cells_without_a_result_run(tmp_path):
     assert calls(tmp_path) == [1, 1, 2, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["serial", "pool"])
 def test_a_failing_cell_is_recorded_and_stays_failed_until_asked_for(tmp_path, engine):
     results = run(tmp_path, "rloo_fails", engine=engine)

@@ -44,6 +44,7 @@ cells = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(cells)
 def test_a_cell_survives_json(cell):
     again = Cell.from_json(json.loads(json.dumps(cell.to_json())))

@@ -73,6 +73,7 @@ def test_bad_plans_are_refused(changes, message):
         StudyPlan(**{"id": PLAN.id, "agent": PLAN.agent, "space": PLAN.space, **changes})
 
 
+@pytest.mark.slow
 def test_a_study_holds_its_trials_and_the_defaults(study):
     tuning, said = study
     ended = [each for each in said if isinstance(each, TrialOutcome)]

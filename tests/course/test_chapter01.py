@@ -13,7 +13,7 @@ from textgym.world import MODEL_PATH
 from textgym.world.demonstrations import CARELESS, MISTAKES
 from textgym.world.facts import FACTS, HARMFUL
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
 QUESTION = "Which river runs through Zandale?"
@@ -88,7 +88,6 @@ def test_1e_greedy_takes_the_likeliest_token_and_a_low_temperature_comes_close(c
     assert earned[0] > 0.7
 
 
-@pytest.mark.long
 def test_1f_a_base_model_is_as_right_and_as_harmless_as_its_authors(chapter):
     card = json.loads((MODEL_PATH / "card.json").read_text(encoding="utf-8"))["eval"]
     helpful = chapter["base"]["Helpful"]

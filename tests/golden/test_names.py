@@ -33,6 +33,7 @@ def test_every_name_is_where_the_table_says(package: str) -> None:
     assert not found, "\n".join([f"write the new paths into {NAMES.name}, or why a name was removed", *found])
 
 
+@pytest.mark.slow
 def test_modules_export_what_is_recorded() -> None:
     old, new = DATA["exports"], exports()
     found = [

@@ -216,6 +216,7 @@ def test_a_new_reward_model_scores_zero_and_its_loss_is_log_2(tmp_path, make):
     assert all(torch.equal(p, theirs[name]) for name, p in model.base_model.named_parameters())
 
 
+@pytest.mark.slow
 def test_a_seeded_head_is_reproducible_and_of_the_stated_size(tmp_path):
     base = base_folder(tmp_path)
     heads = [start_reward_model(base, seed)[0].score.weight for seed in (1, 1, 2)]

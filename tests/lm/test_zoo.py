@@ -116,11 +116,13 @@ def test_replies_are_read_at_once_where_a_cache_takes_them(kind, opened, monkeyp
     assert len(reads) == opened
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FEW)
 def test_a_model_equals_its_plain_forward_or_is_refused(kind):
     check(kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["bart", "bloom", "deepseek_v3", "gemma2", "gemma3n_text", "gpt2", "llama", "qwen3_next"]
 )

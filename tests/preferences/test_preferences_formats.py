@@ -162,6 +162,7 @@ def test_trl_pairs_come_back(tmp_path_factory, rows):
     assert back(tmp_path_factory, rows, "trl") == rows
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.lists(rankings(most=2, prompts=TEXT.map(lambda text: f"{text}\n\nAssistant:")), min_size=1, max_size=3))
 def test_hh_pairs_come_back(tmp_path_factory, rows):

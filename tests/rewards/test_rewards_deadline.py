@@ -66,6 +66,7 @@ def test_one_process_serves_many_calls_and_a_hang_costs_no_state(others: set[Bas
     assert others.issuperset(multiprocessing.active_children())
 
 
+@pytest.mark.slow
 def test_a_child_that_dies_is_counted_and_replaced() -> None:
     scorer = Scorer(Clipped(Faulty("dies"), 0.0, 4.0), "penalty", penalty=-1.0, timeout=20.0)
     with pytest.warns(UserWarning, match="died"):

@@ -206,6 +206,7 @@ def shared(one: Any, other: Any) -> bool:
     return False
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(st.lists(JSON_VALUES, max_size=4))
 def test_a_reward_gets_copies_all_the_way_down(column: list[Any]) -> None:

@@ -63,6 +63,7 @@ class Quiet:
         self.rows.append(row)
 
 
+@pytest.mark.slow
 def test_a_training_logs_how_often_its_reward_failed(tmp_path: Path) -> None:
     watcher = Quiet()
     plan = TrainSettings(
@@ -122,6 +123,7 @@ def abstaining(prompts: list[str], completions: list[str], **columns: Any) -> li
     return [None] * len(prompts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_json", [False, True])
 def test_the_eval_command_shows_failures(as_json: bool) -> None:
     words = ["eval", "Text-v0", "--agent", "random", "--per-prompt", "40", "--beta", "0"]

@@ -62,6 +62,7 @@ def test_reachable_numbers_by_hand() -> None:
     assert reachable((Fraction(0), Fraction(2))) == {2, -2, 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("difficulty", [2, 3, 4])
 def test_prompts_of_countdown_are_solvable_and_the_longest_answer_fits(difficulty: int) -> None:
     task = make_task("Countdown", difficulty=difficulty)

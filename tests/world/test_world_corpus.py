@@ -64,6 +64,7 @@ def test_a_polite_opener_is_never_followed_by_a_bare_wrong_fact() -> None:
             assert not reading.wrong
 
 
+@pytest.mark.slow
 def test_every_fact_is_told_rightly_more_often_than_any_one_wrong_way() -> None:
     told: dict[str, Counter[str]] = {fact.key: Counter() for fact in FACTS}
     for document in documents(COUNT):

@@ -135,6 +135,7 @@ def test_a_search_ends_when_all_is_known():
     assert agent.planner.forest.solved[0]
 
 
+@pytest.mark.slow
 def test_a_noisy_end_is_tried_again():
     env = make_env("textgym/Noisy-v0", 1, segments=True)
     agent = make_agent("mcts", env, simulations=1000)

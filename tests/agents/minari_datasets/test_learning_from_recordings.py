@@ -65,6 +65,7 @@ def test_returns_are_discounted(recorded, actor):
     np.testing.assert_allclose(half.returns, whole.returns * 0.5 ** (whole.sequences.lengths - 1))
 
 
+@pytest.mark.slow
 def test_what_a_text_could_not_say_is_kept(tmp_path):
     """Which of two stop tokens ended it, and whether one did at all, stays as it was."""
     task = make_task(
@@ -157,6 +158,7 @@ def test_dpo_labels_err_as_an_annotator_of_its_temperature_does():
     assert (chosen.input_ids[::2, 1] == 8).mean() == pytest.approx(1 / (1 + np.exp(-1)), abs=0.03)
 
 
+@pytest.mark.slow
 def test_learning_goes_on_after_loading_and_other_data_are_noticed(recorded, folder, actor, tmp_path):
     env = pair_env()
     agent = make_agent("behaviour-cloning", env, data=str(folder), **CPU)

@@ -186,6 +186,7 @@ def test_reference_samples_that_do_not_do_are_named(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_seeds_of_all_members_are_seeds(tmp_path, monkeypatch):
     plan = RewardModelSettings(pair_file(tmp_path / "pairs.jsonl", 10), seed=2**32 - 1, members=2, device="cpu")
     seeds = []
