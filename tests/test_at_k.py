@@ -132,12 +132,16 @@ def test_the_command_shows_them(capsys: Any) -> None:
     assert "k=9" in err
 
 
+@pytest.mark.parametrize("shaped", [False, True])
 @pytest.mark.parametrize("gamma", [0.5, 0.9])
-def test_a_discount_makes_no_answer_wrong(gamma: float) -> None:
+def test_a_discount_makes_no_answer_wrong(gamma: float, shaped: bool) -> None:
     words = {"tokenizer": ["yes", "no", "<end>"], "stop": "<end>", "prompts": ["no"], "max_new_tokens": 3}
     found = {}
     for each in (1.0, gamma):
-        task = make_task("Text", reward={"name": "keywords", "words": ["yes"]}, gamma=each, **words)
+        reward: dict[str, Any] = {"name": "keywords", "words": ["yes"]}
+        if shaped:
+            reward = {"name": "shaped", "reward": reward, "gamma": each}
+        task = make_task("Text", reward=reward, gamma=each, **words)
         found[each] = at_k(task, play(make_reference(task), task, per_prompt=64), [1, 4])
     assert 0.2 < found[gamma]["avg"][1].mean < 0.9
     assert found[gamma] == found[1.0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer
 from textgym import make_task
 from textgym.rewards import TextGymWarning
 from textgym.vocab import Vocabulary, load_vocabulary
+from textgym.world import MODEL_PATH
 
 
 def test_a_folder_reads_its_template_as_hugging_face_does(tmp_path: Path) -> None:
@@ -243,3 +245,16 @@ def test_a_task_takes_the_stop_tokens_of_its_reference(tmp_path: Path) -> None:
     task = make_task("Text", prompts=["Hello"], tokenizer=tokenizer, reference=str(folder))
     assert task.vocabulary.stop_ids == (turn,)
     assert make_task("Text", prompts=["Hello"], tokenizer=tokenizer).vocabulary.stop_ids != (turn,)
+
+
+def test_a_template_beside_a_bare_tokenizer_is_saved_with_it(tmp_path: Path) -> None:
+    folder, saved = tmp_path / "bare", tmp_path / "saved"
+    folder.mkdir()
+    saved.mkdir()
+    shutil.copy(MODEL_PATH / "tokenizer.json", folder)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}")
+    vocabulary = load_vocabulary(folder, stop="<|end|>")
+    vocabulary.save(saved)
+    again = load_vocabulary(saved, stop="<|end|>")
+    assert again.encode_prompt("Hello.") == vocabulary.encode_prompt("Hello.")
+    assert again.encode_prompt("Hello.") != tuple(vocabulary.codec.encode("Hello."))

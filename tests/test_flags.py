@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from textgym.commands.console import UsageError
-from textgym.commands.flags import checked_words, merged, parse_pair
+from textgym.commands.flags import checked_words, env_options, merged, parse_pair, with_config
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,10 @@ def test_help_of_a_part_leaves_out_what_it_raises(capsys):
     out = capsys.readouterr().out
     assert "Settings of a part." in out
     assert "Raises" not in out
+
+
+def test_a_file_of_settings_knows_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.toml").write_text('id = "Text-v0"\n[env]\nprompts = "~/p.txt"\nbeta = 0.1\n')
+    words = with_config(["--config", str(tmp_path / "run.toml")])
+    assert env_options(words[words.index("--env") + 1 :]) == {"prompts": str(tmp_path / "p.txt"), "beta": 0.1}

@@ -193,3 +193,12 @@ def test_lines_of_text_take_a_number_of_rows_and_nothing_else(tmp_path: Path) ->
             ValueError, match="lines of text have neither splits nor columns; allowed after # is rows=N"
         ):
             read_prompts(f"{path}#{option}")
+
+
+def test_a_column_that_is_empty_throughout_is_null_as_one_that_is_not(tmp_path):
+    for cell, wanted in (("", None), ("1.5", 1.5)):
+        path = tmp_path / "rows.csv"
+        path.write_text(f"prompt,margin,answer\nhi,{cell},\nho,,\n")
+        rows = [read() for _, read in numbered_rows(path)]
+        assert [row["margin"] for row in rows] == [wanted, None]
+        assert [row["answer"] for row in rows] == [None, None]

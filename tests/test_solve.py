@@ -353,6 +353,30 @@ def test_a_text_that_is_not_scored_in_time_has_no_pay_to_solve_with():
     task = make_task("Text", reward=hangs_at_b, timeout=0.5, on_error="skip", **{**SMALL_TEXT, "max_new_tokens": 1})
     with (
         pytest.warns(TextGymWarning),
-        pytest.raises(UnsolvableError, match="has not scored 3 texts within"),
+        pytest.raises(UnsolvableError, match="on batches of 3 texts in all"),
     ):
         solve(task)
+
+
+class Live:
+    """Counts what it has scored, in the very dict that it gives as its state."""
+
+    def __init__(self):
+        self.state = {"count": 0}
+
+    def __call__(self, prompts, completions, **columns):
+        self.state["count"] += len(completions)
+        return [float(self.state["count"])] * len(completions)
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state.update(state)
+
+
+def test_a_state_that_is_given_as_it_lives_is_seen_to_change():
+    reward = Live()
+    with pytest.raises(UnsolvableError, match="changes while it scores"):
+        solve(make_task("Text", reward=reward, **SMALL_TEXT))
+    assert reward.state == {"count": 0}

@@ -285,13 +285,13 @@ def test_equal_prompts_with_other_data_look_alike_and_with_the_same_are_one(turn
     if turns is not None:
         options |= {"responder": lambda asked: ["b"] * len(asked), "turns": 1, "turn_tokens": 1, "reply_tokens": 1}
         del options["max_new_tokens"]
-    seen = {"input_ids": np.array([[0, 1]]), "attention_mask": np.ones((1, 2), dtype=np.int8)}
+    seen = {"input_ids": np.array([[0]]), "attention_mask": np.ones((1, 1), dtype=np.int8)}
     for answers, alone in ((["a", "b"], False), (["b", "b"], True)):
         solution = solve(make_task("Text", columns={"answer": answers}, reward=right, **options), beta=0.1)
         if alone:
             assert solution.state_values(seen).shape == (1,)
             continue
-        with pytest.raises(ValueError, match="or is the same with other data"):
+        with pytest.raises(ValueError, match="is the same with other data"):
             solution.log_probs(seen)
 
 

@@ -232,3 +232,27 @@ def test_a_deterministic_policy_leaves_its_chance_to_the_environment():
     assert greedy.exact
     assert drawn.reward.mean == pytest.approx(2 / 27)  # 6 is the sum or the product of two of 27 pairs
     assert greedy.reward.mean == pytest.approx(drawn.reward.mean)
+
+
+class Repeats:
+    """Answers "b" to everything; whether the episode ends with it is hidden."""
+
+    def __init__(self, ends):
+        self._ends = ends
+
+    def weights(self, prompt):
+        return (0.5, 0.5)
+
+    def replies(self, states):
+        return [Reply((1,), ends=state.hidden == self._ends) for state in states]
+
+
+@pytest.mark.parametrize("ends", [0, 1])
+def test_a_state_in_which_the_policy_moves_is_told_from_one_that_has_ended(ends):
+    options = {"prompts": ["a"], "tokenizer": ["a", "b", "<end>"], "stop": "<end>", "turns": 2, "turn_tokens": 1}
+    counts = lambda prompts, completions, **columns: [float(len(each)) for each in completions]  # noqa: E731
+    task = make_task("Text", responder=lambda asked: ["b"] * len(asked), reply_tokens=1, reward=counts, **options)
+    task = replace(task, turns=replace(task.turns, responder=Repeats(ends)))
+    seen = {"input_ids": np.array([[0, 0, 1]]), "attention_mask": np.ones((1, 3), dtype=np.int8)}
+    found = solve(task, beta=0.1).log_probs(seen)[0]
+    assert np.exp(found[:2]) == pytest.approx([0.5, 0.5], abs=1e-3)  # one more letter, whichever it is

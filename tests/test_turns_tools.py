@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from turn_tools import broken, dies, fails, never, polite, shout
 
 from textgym import TokenEnv, make_task
+from textgym.bridges.spoken import SpokenEpisodes
 from textgym.commands.flags import env_options
 from textgym.responders import Tools, WithDeadline, calculate, evaluate, look_up
 from textgym.solver import solve
@@ -413,6 +414,26 @@ def test_what_a_template_wrote_is_no_part_of_a_message(chat):
     said = ["What do you like?", "People", "Why yes?", "are"]
     assert [each["content"] for each in shown[-1]] == said
     assert [text.strip() for _, text in judged[0]] == ["People", "Why yes?", "are", "Why yes?", "are"]
+    episodes = SpokenEpisodes(spoken(chat, "<|end|>", ["Why yes?"])[0])
+    episodes.begin(seed=0)
+    episodes.act({"text": " People"})
+    assert episodes.text == "Why yes?"
+
+
+def test_words_that_no_tokenizer_knows_are_left_as_they_were(tmp_path):
+    words = {word: place for place, word in enumerate(["a", "b", "Q", "A", "x", "<end>"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="x"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    shown = []
+    options = {"prompts": ["a"], "tokenizer": str(tmp_path), "stop": "<end>", "chat": "Q {prompt} A", "turns": 2}
+    counts = lambda prompts, completions, **columns: [0.0] * len(prompts)  # noqa: E731
+    user = lambda asked: [shown.extend(asked), ["x b x"] * len(asked)][1]  # noqa: E731
+    env = TokenEnv("Text", responder=user, turn_tokens=1, reward=counts, **options)
+    env.reset(seed=0)
+    env.step(0)
+    assert env.task.turns.responder.content("environment", env.get_state().completion[1:]) == (4, 1, 4)
 
 
 @pytest.mark.parametrize("stop", ["<|end|>", "."])

@@ -14,7 +14,7 @@ from textgym import TokenEnv, TokenVectorEnv
 from textgym.codecs.chat import write_dialogue
 from textgym.lm.reference import NGramReference
 from textgym.rewards import Scorer
-from textgym.users import LMUser, WorldUser
+from textgym.users import _ITEMS, LMUser, WorldUser, _true
 from textgym.world.prompts import find_item
 
 
@@ -292,3 +292,14 @@ def test_a_model_with_a_chat_template_reads_the_conversation_from_the_other_side
 def test_users_out_of_range_are_refused(make, said):
     with pytest.raises(ValueError, match=said):
         make()
+
+
+def test_a_user_without_a_first_question_does_not_ask_the_second_twice():
+    user = WorldUser(changes=1.0)
+    talk = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi."}]
+    for seed in range(40):
+        (asked,) = user([talk], [0], [seed])
+        key = find_item(asked)
+        right = next(item for item in _ITEMS if item.key == key)
+        more = [*talk, {"role": "user", "content": asked}, {"role": "assistant", "content": _true(right)}]
+        assert user([more], [1], [seed]) == [None]

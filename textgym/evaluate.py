@@ -333,7 +333,7 @@ def at_k(task: Task, episodes: PromptEpisodes, ks: Sequence[int], right: float |
     golden = not np.isnan(episodes.gold).any()
     scores = episodes.gold if golden else expected_returns(task, episodes)
     most = getattr(task.gold, "maximum", None) if golden else greatest_return(task)
-    if not golden and task.scorer.pays_at_end and task.gamma > 0:  # what was paid, not what it was worth at the start
+    if not golden and task.scorer.pay != "every" and task.gamma > 0:  # what was paid, not its worth at the start
         scores = scores / task.gamma ** (episodes.lengths - 1)
         most = getattr(task.reward, "maximum", None)
     least = right if right is not None else 1.0 if most is None else most

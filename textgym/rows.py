@@ -168,7 +168,7 @@ def _csv_column(name: str, cells: Sequence[str]) -> Sequence[object]:
     if name in _TEXTS and not all(cell.startswith("[") for cell in cells):
         return cells
     try:
-        return [json_value(cell) if cell else None for cell in cells] if any(cells) else cells
+        return [json_value(cell) if cell else None for cell in cells]
     except ValueError:
         return cells
 

@@ -275,13 +275,12 @@ class TextResponder:
 
     @cached_property
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The ids before and behind a user's message that follows an answer; with "before{prompt}after" all of both."""
-        chat, encode = self._vocabulary.conversation, self._vocabulary.codec.encode_control
-        assert chat is not None
+        """The ids that the template writes before and behind a user's message that follows an answer."""
+        known, encode = self._vocabulary, self._vocabulary.codec.encode_control
         if self._chat is None:
-            both = (*self._vocabulary.stop_ids[:1], *encode(chat.template(MASK)))
-            return both, both
-        before, after = around(chat.template(write_dialogue(_dialogue(_ANSWER, MASK))).partition(_ANSWER)[2])
+            return (*known.stop_ids[:1], *known.before_ids), known.after_ids
+        messages = _dialogue(_ANSWER, MASK)
+        before, after = around(self._chat.template(write_dialogue(messages)).partition(_ANSWER)[2])
         return tuple(encode(before)), tuple(encode(after))
 
     @staticmethod

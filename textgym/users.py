@@ -75,6 +75,8 @@ class WorldUser(Rebuilt):
         when = int(generator.integers(2)) if generator.random() < self.changes else -1
         other = _ITEMS[int(generator.integers(len(_ITEMS)))]
         item = _BY_KEY.get(find_item(messages[-2 - 2 * said]["content"]) or "")
+        if item is None or item == other:  # there is nothing to change from, or to
+            when = -1
         changed = other if item is None or 0 <= when < said else item
         if said == when or (item is None and not said):
             return phrase(other, 0)

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from textgym.rewards import make_reward
 from textgym.world import REWARD_MODEL_PATH
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

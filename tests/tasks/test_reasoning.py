@@ -165,3 +165,12 @@ def test_files_of_others_are_read(row: dict[str, Any], right: str, wrong: str, t
 def test_what_is_out_of_range_is_refused(name: str, options: dict[str, int], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         make_task(name, **options)
+
+
+@pytest.mark.parametrize(("question", "answer"), [("question", "answer"), ("problem", "solution")])
+def test_rows_of_a_file_are_counted_and_renamed(tmp_path, question, answer):
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps({question: f"{n}?", answer: f"#### {n}"}) + "\n" for n in range(4)))
+    task = make_task("Gsm", prompts=f"{path}#rows=2", eval_prompts=path)
+    assert (task.prompt_set("train").texts, len(task.prompt_set("eval"))) == (("0?", "1?"), 4)
+    assert len(task.prompt_set("train").columns["answer"]) == 2

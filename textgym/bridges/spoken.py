@@ -107,4 +107,6 @@ class SpokenEpisodes:
         pieces = written_by(state.completion, state.environment)
         if not pieces or pieces[-1][0] != "environment":
             return ""
-        return self.env.task.vocabulary.decode([pieces[-1][1]])[0].strip()
+        turns = self.env.task.turns
+        said = getattr(None if turns is None else turns.responder, "content", lambda author, ids: ids)
+        return self.env.task.vocabulary.decode([said(*pieces[-1])])[0].strip()

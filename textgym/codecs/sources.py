@@ -105,7 +105,8 @@ def _from_files(file: Path) -> Source:
     if config is None:
         bare = _from_bare(tokenizer)
         template = JinjaTemplate(source, bare.config) if source else None
-        return replace(bare, folder=file.parent, template=template)
+        config = {**bare.config, "chat_template": source} if source else bare.config
+        return replace(bare, folder=file.parent, template=template, config=config)
     names = _named_tokens(config)
     extra = [
         _token_text(token)

@@ -101,10 +101,14 @@ def with_config(arguments: Sequence[str]) -> list[str]:
         word for name, value in table.items() if _flag_name(name) not in named for word in _flag(path, name, value)
     ]
     # Text that looks like JSON stays a text.
-    pairs = [f"{name}={json.dumps(value)}" for name, value in options.items()]
+    pairs = [f"{name}={json.dumps(_at_home(value))}" for name, value in options.items()]
     if words and not words[0].startswith("--"):
         first = [words.pop(0)]
     return [*first, *found, *(["--env", *pairs] if pairs else []), *words]
+
+
+def _at_home(value: object) -> object:
+    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _flag_name(word: str) -> str:
@@ -204,7 +208,7 @@ def env_options(words: Sequence[str], flag: str = "--env") -> JsonObject:
         try:
             options[name] = json_value(value)
         except ValueError:
-            options[name] = str(Path(value).expanduser()) if value.startswith("~/") else value
+            options[name] = _at_home(value)
     return options
 
 

@@ -292,14 +292,18 @@ class _Payer:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._scorer.close()
         state, failures = self._scorer.state_dict(), self._scorer.failures
-        self._scorer.load_state_dict(state | {"reward": self._before})
+        same = state["reward"] == self._before
+        changed = not same and lasting(state["reward"]) != lasting(self._before)
+        if not same:
+            self._scorer.load_state_dict(state | {"reward": self._before})
         late = failures["timeout"] + failures["dies"]
         if error is None and late:
             raise UnsolvableError(
-                f"task {self._task.name!r}: its reward {self._scorer.name!r} has not scored {late} texts within "
-                f"timeout={self._task.timeout}, so what they are worth is not known"
+                f"task {self._task.name!r}: its reward {self._scorer.name!r} took longer than timeout="
+                f"{self._task.timeout} s, or its process died, on batches of {late} texts in all, so what they are "
+                "worth is not known"
             )
-        if error is None and lasting(state["reward"]) != lasting(self._before):
+        if error is None and changed:
             raise UnsolvableError(
                 f"task {self._task.name!r}: its reward {self._scorer.name!r} changes while it scores, "
                 "so it is no fixed function of the text; allowed is one that stays the same"

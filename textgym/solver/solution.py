@@ -52,9 +52,14 @@ class Lookup:
         for row, prompt in enumerate(tree.task.encoded(tree.split)):
             first.setdefault((prompt.ids, prompt.text, repr([data[row] for data in columns])), row)
         self._prompts = [(np.array(key[0]), row) for key, row in first.items()]
-        self._turns: dict[tuple[int, ...], tuple[int, int]] = {}
-        for ids, place in self._states() if tree.replies else ():
-            self._turns[ids] = _SHARED if ids in self._turns else place
+        running: dict[tuple[int, ...], tuple[int, int]] = {}
+        ended: dict[tuple[int, ...], tuple[int, int]] = {}  # of which a policy is never asked
+        for ids, (depth, row) in self._states() if tree.replies else ():
+            if tree.levels[depth].finished[row]:
+                ended[ids] = depth, row
+            else:
+                running[ids] = _SHARED if ids in running else (depth, row)
+        self._turns = ended | running
         # Siblings stand in the order of their actions and families in that of their parents: the key is ascending.
         self._keys = [level.parent * self._size + level.action for level in tree.levels]
 
@@ -95,7 +100,8 @@ class Lookup:
         if not alone.all():
             raise ValueError(
                 f"observation {int(alone.argmin())}: two states of this task look like it, because one prompt begins "
-                "with another, or is the same with other data; allowed are tasks whose prompts differ and end in a mark"
+                "with another, is the same with other data, or a conversation can be read in two ways; allowed are "
+                "tasks whose states differ by their tokens"
             )
 
     def _check_found(self, ids: Ints, lengths: Ints, rows: Ints) -> None:

@@ -252,11 +252,15 @@ def gsm_task(
 
 def _renamed(source: PromptSource) -> PromptSource:
     """Return a source of rows with its columns under our names, where they are those of GSM8K or MATH."""
-    if not isinstance(source, str | Path) or row_source(source).suffix not in SUFFIXES or not Path(source).is_file():
+    if not isinstance(source, str | Path):
         return source
+    place = row_source(source).place
+    if row_source(source).suffix not in SUFFIXES or not Path(place).is_file():
+        return source
+    mark = "#" if str(place) == str(source) else ","
     for _, read in islice(numbered_rows(source), 1):
         keys = read().keys()
-        return next((f"{source}#prompt={q},answer={a}" for q, a in KEYS if {q, a} <= keys), source)
+        return next((f"{source}{mark}prompt={q},answer={a}" for q, a in KEYS if {q, a} <= keys), source)
     return source
 
 

@@ -126,7 +126,7 @@ class VectorReferenceReward(RowsWrapper):
     def step(self, actions: Actions) -> RowsStep:
         """See `TokenVectorEnv.step`."""
         before, masks, idle = self._observation, self._masks(), self._idle
-        if not self.copy:  # the step writes into these
+        if not getattr(self.unwrapped, "copy", True):  # the step writes into these
             before = {name: array.copy() for name, array in before.items()}
         observation, rewards, terminations, truncations, infos = self._step(actions)
         # The action of a row that takes none may be anything.

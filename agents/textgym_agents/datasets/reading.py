@@ -339,9 +339,12 @@ def _row(episode: Any, task: Task, name: str) -> _Episode:
 def _check_tokens(actions: Ints, task: Task, name: str) -> None:
     """Raise ValueError for tokens (T,) that the policy cannot have written in a task, or that do not end an episode."""
     stops = np.isin(actions, task.vocabulary.stop_ids)
-    ends = len(actions) and (stops[-1] or len(actions) == task.max_new_tokens)
+    most = task.max_new_tokens
+    ends = 0 < len(actions) <= most and (stops[-1] or len(actions) == most)
     if task.turns is None and (stops[:-1].any() or not ends):
-        raise ValueError(f"{name}: {len(actions)} tokens do not end it as they would in task {task.name!r}")
+        raise ValueError(
+            f"{name}: {len(actions)} tokens do not end it as they would in task {task.name!r}; the most are {most}"
+        )
     if not task.vocabulary.allowed[actions].all():
         token = int(actions[~task.vocabulary.allowed[actions]][0])
         raise ValueError(f"{name}: has token {token}, which the task does not allow")

@@ -11,6 +11,7 @@ from textgym.checks import Bools, Floats, Ints
 from textgym.lm.reference import Reference
 from textgym.rewards import TextGymWarning
 from textgym.rewards.scorer import scorers_restored
+from textgym.solver.build import legal_tokens
 from textgym.state import ENVIRONMENT, TokenState
 from textgym.task import Task, refuse_seeds
 from textgym_agents.mcts.forest import Forest, Key, Model, key_of, likeliest, nodes_in_memory
@@ -193,6 +194,8 @@ class Planner:
         whole = np.full((len(nodes), self._task.vocabulary.size), -np.inf)
         if self._config.backup == "soft" and forest.candidates < whole.shape[1]:
             # Tokens that are no candidates keep the prior's share, like candidates that were not tried.
+            if masks is None and self._task.mask is not None:
+                masks = legal_tokens(self._task, [forest.states[node] for node in nodes.tolist()])
             whole = np.array(self._evaluator.log_prior(observation, masks))
             answers = answers + np.log(np.exp(log_prior).sum(1, keepdims=True))
         whole[rows, actions[rows, columns]] = answers[rows, columns]

@@ -29,7 +29,7 @@ from textgym_agents.rlhf.reward_model import train_reward_model
 from textgym_agents.rlhf.runs import Stage, StagedRun
 from textgym_agents.rlhf.settings import OveroptimiseSettings, RewardModelSettings
 from textgym_agents.training.curves import HUES
-from textgym_agents.training.measures import spread
+from textgym_agents.training.measures import prompts_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -194,15 +194,14 @@ class ReferenceAnswers:
 
 def draw_samples(task: Task, prompts: int, per_prompt: int, seed: int) -> ReferenceAnswers:
     """Draw answers of a task's reference to held-out prompts, spread over their distribution."""
-    chosen = np.array(spread(np.asarray(task.prompt_set("eval").weights), prompts))
+    chosen, weights = prompts_of(np.asarray(task.prompt_set("eval").weights), prompts)
     episodes = play(make_reference(task), task, prompt_index=chosen, per_prompt=per_prompt, seed=seed)
-    weights = np.asarray(task.prompt_set("eval").weights)[chosen]
     return ReferenceAnswers(
         prompts=episodes.prompts,
         completions=episodes.completions,
         ended=episodes.stopped,
         gold=episodes.gold,
-        weights=weights / weights.sum(),
+        weights=weights,
     )
 
 

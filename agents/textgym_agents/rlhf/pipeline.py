@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +132,10 @@ class Pipeline(StagedRun[RLHFSettings]):
 
     def gold_task(self) -> Task:
         """Return the task with its gold reward as reward, and the fine-tuned model as reference."""
-        return self.make_task(reference=str(self.out / SFT / "model"))
+        task = self.make_task(reference=str(self.out / SFT / "model"))
+        if task.gold is None or task.gold is task.reward:
+            return task
+        return replace(task, reward=task.gold, noisy=task.noisy and not getattr(task.reward, "noisy", False))
 
     def fine_tuned(self, task: Task) -> Reference:
         """Return the fine-tuned model as a policy."""

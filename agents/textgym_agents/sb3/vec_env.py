@@ -40,7 +40,7 @@ class SB3VecEnv(VecEnv):
     Args:
         env: a vector environment of TextGym in SAME_STEP or DISABLED mode, with or without vector wrappers. In
             DISABLED mode finished rows are reset here.
-    Raises: ValueError if `env` is no vector environment, or resets itself one step late.
+    Raises: ValueError if `env` is no vector environment, resets itself one step late, or has copy=False.
     """
 
     actions: Actions
@@ -53,7 +53,7 @@ class SB3VecEnv(VecEnv):
                 "autoreset_mode=SAME_STEP or DISABLED; textgym_agents.registry.make_env(id, num_envs) makes one"
             )
         refuse_together(env, "Stable-Baselines3")
-        if not getattr(env, "copy", True):
+        if not getattr(env.unwrapped, "copy", True):
             raise ValueError("copy=False: Stable-Baselines3 keeps observations while it steps; allowed is True")
         self.venv = env
         self._resets_itself = mode is AutoresetMode.SAME_STEP

@@ -297,7 +297,10 @@ class TabularAgent(DrawingAgent):
 
     def save(self, path: str | Path) -> None:
         """See `Agent.save`: safetensors and JSON; a reader never sees half of it."""
-        state = {name: getattr(self, name) for name in _COUNTERS} | {"actions": len(self.actions)}
+        state = {name: getattr(self, name) for name in _COUNTERS} | {
+            "actions": len(self.actions),
+            "refused": self.table.refused,
+        }
         write_saved(path, self.name, self.config, self.task, state=state, tensors=self.table.tensors())
 
     @classmethod
@@ -315,6 +318,7 @@ class TabularAgent(DrawingAgent):
         agent.table.restore(saved.arrays())
         for name in _COUNTERS:
             setattr(agent, name, count(saved.state, name))
+        agent.table.refused = count(saved.state, "refused") if "refused" in saved.state else 0
         return agent
 
 

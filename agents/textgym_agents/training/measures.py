@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from textgym import TokenVectorEnv
-from textgym.checks import Floats, JsonObject
+from textgym.checks import Floats, Ints, JsonObject
 from textgym.estimates import Estimate, read_samples, write_samples
 from textgym.evaluate import EvaluationResult
 from textgym.lm.reference import Reference
@@ -145,9 +145,22 @@ def optimum_summary(optimum: Optimum) -> JsonObject:
 
 def spread(weights: Floats, count: int) -> list[int]:
     """Return up to `count` different prompts, at even distances over the distribution that they are drawn from."""
+    return [int(index) for index in np.unique(_places(weights, count))]
+
+
+def prompts_of(weights: Floats, count: int) -> tuple[Ints, Floats]:
+    """Return prompts and their weights: all that have one where `count` reaches, else `spread` ones, by their hits."""
+    drawn = np.flatnonzero(weights)
+    if count >= len(drawn):
+        return drawn, weights[drawn] / weights.sum()
+    chosen, hits = np.unique(_places(weights, count), return_counts=True)
+    return chosen, hits / count
+
+
+def _places(weights: Floats, count: int) -> Ints:
     places = (np.arange(count) + 0.75) / max(count, 1)
     chosen = np.searchsorted(np.cumsum(weights), places * weights.sum(), side="right")
-    return sorted({int(index) for index in np.minimum(chosen, len(weights) - 1)})
+    return np.asarray(np.minimum(chosen, len(weights) - 1))
 
 
 def sample_rows(evaluation: EvaluationResult, count: int) -> Iterator[JsonObject]:

@@ -1,15 +1,18 @@
 """The searching agent: it answers the same when asked again, keeps its tree, survives its folder, and is bounded."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 from solver_tools import bigram, small_task
 from textgym_agents import load_agent, make_agent, make_env
 from textgym_agents.conformance import FAILS, HOLDS, NOT_ASKED, check
+from textgym_agents.mcts.agent import MCTS
 from textgym_agents.mcts.search import MCTSConfig
 from textgym_agents.protocol import StateFinder
 
-from textgym import TokenVectorEnv
+from textgym import TokenVectorEnv, make_task
 from textgym.rewards import TextGymWarning
 from textgym.sampling import play
 from textgym.solver import prefix_tree
@@ -196,3 +199,20 @@ def test_leaves_valued_exactly_serve_texts_that_end_early():
     agent = make_agent("mcts", env, simulations=4, leaf="exact")
     episodes = play(agent, env.unwrapped.task, per_prompt=4)
     assert len(set(episodes.lengths.ravel())) > 1
+
+
+def test_what_was_not_searched_is_answered_by_the_grammar():
+    def mask(states):
+        legal = np.zeros((len(states), 10), dtype=bool)
+        legal[:, :5] = True
+        return legal
+
+    words = [*(f"w{place}" for place in range(9)), "<end>"]
+    options = {"prompts": ["w0"], "tokenizer": words, "stop": "<end>", "max_new_tokens": 1, "reference": "uniform"}
+    nothing = lambda prompts, completions, **columns: [0.0] * len(prompts)  # noqa: E731
+    task = replace(make_task("Text", reward=nothing, beta=0.3, **options), mask=mask)
+    agent = MCTS(task, MCTSConfig(candidates=2, simulations=8))
+    env = TokenVectorEnv(task, 1, autoreset_mode=AutoresetMode.DISABLED, segments=True)
+    observation, _ = env.reset(seed=0)
+    assert np.exp(agent.log_probs(observation))[0] == pytest.approx([0.2] * 5 + [0.0] * 5)
+    assert agent.regret().regret == pytest.approx(0.0, abs=1e-12)

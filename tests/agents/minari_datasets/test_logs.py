@@ -140,3 +140,10 @@ def test_turns_need_a_minari_dataset(tmp_path):
     path = written(tmp_path / "x.jsonl", [{"prompt": "a", "completion": "b", "reward": 1}])
     with pytest.raises(ValueError, match="answers in turns; a file of rows"):
         read_recording(path, make_task("Clarify"))
+
+
+def test_a_row_of_more_tokens_than_the_task_has_is_refused(tmp_path):
+    row = {"prompt": "1", "completion_ids": [0] * 9 + [1], "token_logprobs": [-1.1] * 10, "reward": 1.0}
+    (tmp_path / "long.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=r"line 1.* 10 tokens do not end it .* the most are 6"):
+        read_recording(tmp_path / "long.jsonl", make_task("Stop"))

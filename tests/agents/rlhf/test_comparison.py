@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 import pytest
-from textgym_agents.rlhf.pipeline import Contest
+from textgym_agents.rlhf.pipeline import Contest, Pipeline
+from textgym_agents.rlhf.settings import RLHFSettings
+from textgym_agents.training.loop import SilentWatcher
 
 from textgym import make_task
 from textgym.best_of_n import best_of_n_edges
@@ -35,3 +37,19 @@ def test_few_samples_are_made_as_many_as_the_kl_needs():
     row = Contest(task, task, make_reference(task)).best_of(2, None, samples=2)
     assert row.kl.mean >= 0
     assert row.optimality is None
+
+
+def test_gold_judges_where_the_task_pays_something_else(monkeypatch, tmp_path):
+    pipeline = Pipeline("textgym/Helpful-v0", RLHFSettings(), tmp_path / "run", SilentWatcher(), {})
+    for reward, noisy in (
+        ("model", False),
+        ({"name": "blurred", "reward": {"name": "length", "target": 8}, "deviation": 0.1}, True),
+    ):
+        task = make_task("Helpful", reward=reward)
+        assert task.noisy is noisy
+        monkeypatch.setattr(pipeline, "make_task", lambda reference, task=task: task)
+        found = pipeline.gold_task()
+        assert (found.reward, found.noisy, found.scorer.name) == (task.gold, False, task.gold_scorer.name)
+    plain = make_task("Helpful")
+    monkeypatch.setattr(pipeline, "make_task", lambda reference: plain)
+    assert pipeline.gold_task() is plain

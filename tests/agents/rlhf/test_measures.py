@@ -16,6 +16,7 @@ from textgym_agents.rlhf.ranking import (
     ranking_margins,
     reliability,
 )
+from textgym_agents.training.measures import prompts_of
 
 
 def sigmoid(x):
@@ -128,3 +129,12 @@ def test_the_picture(tmp_path):
     assert len(picture.getcolors(1 << 20)) > 50
     draw_reliability([], tmp_path / "reliability.png", "")
     assert [path.name for path in tmp_path.iterdir()] == ["reliability.png"]
+
+
+def test_prompts_are_all_of_them_or_as_many_as_their_weight_says():
+    weights = np.array([0.5, *[0.01] * 50, 0.0])
+    chosen, own = prompts_of(weights, 51)
+    assert chosen.tolist() == list(range(51))
+    assert own == pytest.approx(weights[:51])
+    chosen, own = prompts_of(weights, 10)
+    assert (len(chosen), own[0], own.sum()) == (6, pytest.approx(0.5), pytest.approx(1.0))

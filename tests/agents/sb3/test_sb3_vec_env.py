@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from core_tools import CountA, gold_length, odd_after_even, seed_noise, word_task
 from gymnasium.vector import AutoresetMode, VectorWrapper
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from textgym_agents.sb3.vec_env import SB3VecEnv
@@ -195,5 +196,6 @@ def test_an_environment_that_resets_a_step_late_is_refused() -> None:
 
 def test_observations_that_a_step_changes_are_refused() -> None:
     env = TokenVectorEnv(word_task(), 2, autoreset_mode=AutoresetMode.SAME_STEP, copy=False)
-    with pytest.raises(ValueError, match="copy=False: Stable-Baselines3 keeps observations"):
-        SB3VecEnv(env)
+    for each in (env, RecordEpisodeStatistics(env)):
+        with pytest.raises(ValueError, match="copy=False: Stable-Baselines3 keeps observations"):
+            SB3VecEnv(each)

@@ -292,3 +292,16 @@ def test_a_table_says_what_it_never_met():
     agent.learn(env, 64)
     assert agent.caveat(task, "train") == ""
     assert agent.caveat(task, "eval").startswith("q-learning: 2 of 3 eval prompts were never met")
+
+
+def test_a_full_table_counts_on_where_it_was_saved(tmp_path):
+    env = make_env("textgym/Copy-v0", num_envs=16)
+    refused = {}
+    for budgets in ((64,), (32, 32)):
+        agent, refused[budgets] = make_agent("q-learning", env, batch=16, max_states=20), []
+        for episodes in budgets:
+            agent.learn(env, episodes, lambda row, seen=refused[budgets]: seen.append(row["states_refused"]))
+            agent.save(tmp_path / "agent")
+            agent = load_agent(tmp_path / "agent", env)
+    assert refused[64,][-1] > refused[64,][1] > 0
+    assert refused[32, 32] == refused[64,]
