@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from decimal import Decimal
 from typing import Any
@@ -164,3 +165,68 @@ def test_a_grammar_that_becomes_too_complex_later_says_so_in_one_line() -> None:
 def test_a_nul_on_its_own_is_refused_in_a_schema(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"pattern=.*U\+0000 is allowed in classes alone that"):
         json_grammar({"type": "string", "pattern": pattern})
+
+
+INTEGER = {"type": "integer"}
+A, B, C = ({"properties": {name: INTEGER}} for name in "abc")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"a": INTEGER, "b": INTEGER}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+        {**A, "allOf": [B]},
+        {"allOf": [A, B, {"required": ["a"]}]},
+        {"allOf": [{"required": ["a"]}, {"anyOf": [B, {"required": ["b"], **A}]}], **C},
+        {"allOf": [A, {"anyOf": [B, {"minProperties": 1, **B}]}]},
+        {"properties": {"a": {"type": ["object", "integer"], "allOf": [A, B]}, "b": INTEGER}},  # another object
+    ],
+)
+def test_keys_of_schemas_that_hold_together_are_those_of_one_object(schema: dict[str, Any]) -> None:
+    schema = {"type": "object", **schema}
+    mask, reward = GrammarMask(VOCABULARY, json_grammar(schema)), JsonSchema(schema)
+    legal = 0
+    for values in itertools.product((None, 1, "x", {"a": 1}), repeat=3):
+        found = {name: value for name, value in zip("abc", values, strict=True) if value is not None}
+        text = json.dumps(found, separators=(",", ":"))
+        pays = sum(term[0] for term in reward.terms([""], [text]).values()) == 1.0
+        if found.keys() <= _named(schema):
+            assert ends(mask, text) is pays, text
+            legal += pays
+        else:
+            assert not ends(mask, text), text
+    assert legal > 1
+
+
+def test_branches_name_keys_for_themselves() -> None:
+    inner = GrammarMask(VOCABULARY, json_grammar({"properties": {"a": {"type": "object", "allOf": [A, B]}}}))
+    assert ends(inner, '{"a":{"a":1,"b":2}}')
+    assert not ends(inner, '{"a":{"a":1,"c":2}}')
+    branches = [{**B, "required": ["b"]}, {**C, "required": ["c"]}]
+    mask = GrammarMask(VOCABULARY, json_grammar({"type": "object", **A, "anyOf": branches}))
+    for text in ('{"b":1}', '{"a":1,"b":1}', '{"a":1,"c":1}'):
+        assert ends(mask, text), text
+    for text in ("{}", '{"a":1}', '{"b":1,"c":1}', '{"a":"x","b":1}'):
+        assert not ends(mask, text), text
+
+
+def _named(schema: dict[str, Any]) -> set[str]:
+    deeper = [_named(part) for keyword in ("allOf", "anyOf") for part in schema.get(keyword, ())]
+    return {*schema.get("properties", ()), *schema.get("required", ())}.union(*deeper)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/$defs/a", **B},
+        {"allOf": [{"$ref": "#/$defs/a"}, B]},
+        {"allOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}]},
+        {**B, "anyOf": [{"$ref": "#/$defs/a"}, C]},
+    ],
+)
+def test_a_reference_beside_properties_is_refused(schema: dict[str, Any]) -> None:
+    schema = {"type": "object", "$defs": {"a": A, "b": B}, **schema}
+    with pytest.raises(ValueError, match=r"'\$ref' beside properties"):
+        json_grammar(schema)
+    alone = {"$defs": {"a": A, "b": B}, "anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}, C]}
+    assert ends(GrammarMask(VOCABULARY, json_grammar(alone)), '{"c":1}')

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 from urllib.parse import quote
@@ -99,7 +99,9 @@ def _every_character() -> bytes:
 
 Schema = Mapping[str, object]
 _NAMED_PARTS: Final = ("properties", "$defs", "definitions")
-_LISTED_PARTS: Final = ("anyOf", "oneOf", "allOf", "prefixItems")
+_BOTH: Final = ("allOf", "anyOf", "oneOf")
+"""Keywords of schemas that hold beside the one that they stand in."""
+_LISTED_PARTS: Final = (*_BOTH, "prefixItems")
 _PARTS: Final = ("items", "additionalProperties")
 _ELSEWHERE: Final = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const")
 """Keywords that say elsewhere which objects and arrays there are."""
@@ -150,13 +152,27 @@ def has_one_of(schema: object) -> bool:
     return isinstance(schema, list | tuple) and any(map(has_one_of, schema))
 
 
-def _part(schema: Schema, anything: Schema | None, root: bool = True) -> JsonObject:
-    """Return a schema for a grammar; closed, if there is a reference to the schema of `anything`."""
+def _part(
+    schema: Schema, anything: Schema | None, root: bool = True, around: frozenset[str] = frozenset()
+) -> JsonObject:
+    """Return a schema for a grammar; closed, if there is a reference to the schema of `anything`.
+
+    Args: around: the keys of the same object that stand in schemas which hold beside this one.
+    """
     for keyword in (*_REFUSED, *(() if root else ("$id",))):
         if keyword in schema:
             raise ValueError(f"{keyword!r} inside of a schema is not allowed, write $ref and $defs")
+    schema = schema if anything is None else _typed(schema)
+    named = around | _keys(schema, _BOTH)
+    if anything is not None and (refs := _references(schema)) and (refs > 1 or named):
+        raise ValueError(
+            "'$ref' beside properties, or beside another '$ref' in 'allOf', is not allowed; write all properties of an "
+            "object into one schema"
+        )
     part = {
-        key: _value(key, value, anything)
+        key: _value(key, value, anything, around | _keys(schema, tuple(each for each in _BOTH if each != key)))
+        if key in ("anyOf", "oneOf")
+        else _value(key, value, anything, named)
         for key, value in schema.items()
         if (anything is not None or key != "format") and not (key in _SAYS_NOTHING and value == _SAYS_NOTHING[key])
     }
@@ -164,13 +180,43 @@ def _part(schema: Schema, anything: Schema | None, root: bool = True) -> JsonObj
         if part.get("type") != "integer":
             _exclude_bounds(part)
         if not any(key in part for key in _ELSEWHERE):
-            _close(part, anything)
+            _close(part, anything, around)
     return part
 
 
-def _value(key: str, value: Any, anything: Schema | None) -> object:
+def _typed(schema: Schema) -> Schema:
+    """Give the type of a schema to those beside it that have none: llguidance intersects no two schemas of anything."""
+    if "type" not in schema:
+        return schema
+    kind = {"type": schema["type"]}
+    return {
+        key: [{**kind, **each} if isinstance(each, Mapping) and "$ref" not in each else each for each in value]
+        if key in _BOTH and isinstance(value, list | tuple)
+        else value
+        for key, value in schema.items()
+    }
+
+
+def _keys(schema: object, through: Sequence[str]) -> frozenset[str]:
+    """Return the keys of an object that a schema names, itself and in the schemas of these keywords."""
+    if not isinstance(schema, Mapping):
+        return frozenset()
+    deeper = (_keys(part, _BOTH) for keyword in through for part in schema.get(keyword, ()))
+    return frozenset(schema.get("properties", {})).union(schema.get("required", ()), *deeper)
+
+
+def _references(schema: object) -> int:
+    """Return how many references hold at once for an object of a schema."""
+    if not isinstance(schema, Mapping):
+        return 0
+    return ("$ref" in schema) + sum(map(_references, schema.get("allOf", ())))
+
+
+def _value(key: str, value: Any, anything: Schema | None, named: frozenset[str]) -> object:
     if key in _NAMED_PARTS:
         return {name: _inner(part, anything) for name, part in value.items()}
+    if key in _BOTH:
+        return [_inner(part, anything, named) for part in value]
     if key in _LISTED_PARTS:
         return [_inner(part, anything) for part in value]
     if key in _PARTS:
@@ -182,10 +228,10 @@ def _value(key: str, value: Any, anything: Schema | None) -> object:
     return spelled_out(value, quoted=anything is not None) if key == "pattern" else value
 
 
-def _inner(schema: bool | Schema, anything: Schema | None) -> object:
+def _inner(schema: bool | Schema, anything: Schema | None, around: frozenset[str] = frozenset()) -> object:
     if isinstance(schema, bool):
         return dict(anything) if schema and anything is not None else schema
-    return _part(schema, anything, root=False)
+    return _part(schema, anything, root=False, around=around)
 
 
 def _exclude_bounds(part: JsonObject) -> None:
@@ -198,16 +244,18 @@ def _exclude_bounds(part: JsonObject) -> None:
             part[bound] = tighter(allowed, part.get(bound, allowed))
 
 
-def _close(part: JsonObject, anything: Schema) -> None:
+def _close(part: JsonObject, anything: Schema, around: frozenset[str]) -> None:
     """Leave an array no items but those that are closed themselves, and an object no keys that could stand twice."""
     types = part.get("type", ("array", "object"))
     if "array" in types:
         part.setdefault("items", anything)
     if "object" not in types or part.get("additionalProperties") is False:
         return
+    bound = "additionalProperties" in part  # else what a key beside may hold is said where it is named
     others = part.setdefault("additionalProperties", anything)
     named = part.get("properties", {})
     required = {name: others for name in part.get("required", ()) if name not in named}
+    required |= dict.fromkeys(sorted(around - named.keys() - required.keys()), others if bound else True)
     if named or required:
         part |= {"properties": {**named, **required}, "additionalProperties": False}
     else:

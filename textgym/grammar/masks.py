@@ -107,7 +107,8 @@ def json_grammar(schema: Schema) -> str:
     pattern only where a class has quotes and backslashes too. These spellings are all that is legal.
 
     Args:
-        schema: JSON Schema, Draft 2020-12, that refers to nothing outside of it. Its patterns are those of re2.
+        schema: JSON Schema, Draft 2020-12, that refers to nothing outside of it. Its patterns are those of re2. A $ref
+            stands beside no properties and no other $ref of the same object.
     Raises: ValueError for a schema that the reward refuses, or that cannot be made a grammar.
     """
     if not isinstance(schema, Mapping):
