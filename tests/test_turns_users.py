@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from chat_tools import chat_tokenizer
 from gymnasium.vector import SyncVectorEnv
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from textgym import TokenEnv, TokenVectorEnv
+from textgym.bridges.spoken import SpokenEpisodes
 from textgym.codecs.chat import write_dialogue
 from textgym.lm.reference import NGramReference
 from textgym.rewards import Scorer
@@ -303,3 +305,62 @@ def test_a_user_without_a_first_question_does_not_ask_the_second_twice():
         right = next(item for item in _ITEMS if item.key == key)
         more = [*talk, {"role": "user", "content": asked}, {"role": "assistant", "content": _true(right)}]
         assert user([more], [1], [seed]) == [None]
+
+
+def spoken(chat, stop, replies):
+    """A text task whose user always says the same, the conversations that it was shown, and what the reward was."""
+    shown, judged = [], []
+
+    def user(conversations):
+        shown.extend(conversations)
+        return replies * len(conversations)
+
+    def reward(prompts, completions, turns, **columns):
+        judged.extend(list(each) for each in turns)
+        return [0.0] * len(prompts)
+
+    options = {"responder": user, "turns": 3, "turn_tokens": 6, "chat": chat, "stop": stop, "reward": reward}
+    return TokenEnv("Text", prompts=["What do you like?"], **options), shown, judged
+
+
+@pytest.mark.parametrize("chat", ["Question: {prompt} Answer:", "<|user|>{prompt}<|end|><|assistant|>", "Q {prompt}"])
+def test_what_a_template_wrote_is_no_part_of_a_message(chat):
+    env, shown, judged = spoken(chat, "<|end|>", ["Why yes?"])
+    env.reset(seed=0)
+    words = {env.task.vocabulary.token_text(token): token for token in range(env.task.vocabulary.size)}
+    for word in (" People", "<|end|>", " are", "<|end|>", " are", "<|end|>"):
+        env.step(words[word])
+    said = ["What do you like?", "People", "Why yes?", "are"]
+    assert [each["content"] for each in shown[-1]] == said
+    assert [text.strip() for _, text in judged[0]] == ["People", "Why yes?", "are", "Why yes?", "are"]
+    episodes = SpokenEpisodes(spoken(chat, "<|end|>", ["Why yes?"])[0])
+    episodes.begin(seed=0)
+    episodes.act({"text": " People"})
+    assert episodes.text == "Why yes?"
+
+
+def test_words_that_no_tokenizer_knows_are_left_as_they_were(tmp_path):
+    words = {word: place for place, word in enumerate(["a", "b", "Q", "A", "x", "<end>"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="x"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    shown = []
+    options = {"prompts": ["a"], "tokenizer": str(tmp_path), "stop": "<end>", "chat": "Q {prompt} A", "turns": 2}
+    counts = lambda prompts, completions, **columns: [0.0] * len(prompts)  # noqa: E731
+    user = lambda asked: [shown.extend(asked), ["x b x"] * len(asked)][1]  # noqa: E731
+    env = TokenEnv("Text", responder=user, turn_tokens=1, reward=counts, **options)
+    env.reset(seed=0)
+    env.step(0)
+    assert env.task.turns.responder.content("environment", env.get_state().completion[1:]) == (4, 1, 4)
+
+
+@pytest.mark.parametrize("stop", ["<|end|>", "."])
+def test_a_turn_that_the_policy_has_ended_is_not_ended_again(stop):
+    env, _, _ = spoken("<|user|>{prompt}<|end|><|assistant|>", ["<|end|>", "."], ["Why?"])
+    env.reset(seed=0)
+    words = {env.task.vocabulary.token_text(token): token for token in range(env.task.vocabulary.size)}
+    for word in (" People", stop):
+        env.step(words[word])
+    written = [env.task.vocabulary.token_text(token) for token in env.get_state().completion]
+    assert written[:3] == [" People", stop, "<|user|>"]

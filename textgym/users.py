@@ -38,7 +38,7 @@ class WorldUser(Rebuilt):
 
     A wrong claim is corrected, and what answers nothing is asked again in other words. What is hidden is a seed: it
     says whether, when and to which question the user changes their mind. A user whose prompt is none of these two
-    kinds begins with another question at once.
+    kinds begins with another question at once, and stays with it.
 
     Args:
         changes: how likely a user is to change their mind, once, in [0, 1].

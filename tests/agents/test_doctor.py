@@ -337,7 +337,7 @@ def test_signs_of_a_rollout_by_hand():
 @pytest.mark.parametrize("every", [10, 50, 100])
 def test_noise_is_no_gap_however_far_apart_evaluations_are(every):
     rng = np.random.default_rng(every)
-    for _ in range(4):
+    for _ in range(10):
         doctor = Doctor()
         for at in range(1, 401):
             scores = rng.normal(0.0, 1.0, 64)

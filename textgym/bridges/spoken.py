@@ -8,7 +8,7 @@ from gymnasium.error import ResetNeeded
 
 from textgym.checks import JsonObject, check_count, not_one_of, shown
 from textgym.env import TokenEnv, why_reset
-from textgym.turns import written_by
+from textgym.turns import Spoken
 
 
 class SpokenEpisodes:
@@ -103,10 +103,9 @@ class SpokenEpisodes:
 
     def _reply(self) -> str:
         """Return what the environment wrote in answer to the last token."""
-        state = self.env.get_state()
-        pieces = written_by(state.completion, state.environment)
-        if not pieces or pieces[-1][0] != "environment":
+        state, task = self.env.get_state(), self.env.task
+        if task.turns is None or not state.completion:
             return ""
-        turns = self.env.task.turns
-        said = getattr(None if turns is None else turns.responder, "content", lambda author, ids: ids)
-        return self.env.task.vocabulary.decode([said(*pieces[-1])])[0].strip()
+        (said,) = Spoken([state.completion], [state.environment], task.vocabulary, task.turns.responder)
+        author, text = said[-1]
+        return text.strip() if author == "environment" else ""

@@ -42,7 +42,8 @@ class Weighted(TermReward):
         rewards: name -> reward, or the spec of one; or a list of them, by their own names, the second as "name_2".
         weights: name -> finite weight; 1 where it names none; or a list of one for each reward.
         name: what it is logged under.
-    Raises: ValueError for no reward, or a weight that is not finite or belongs to no reward.
+    Raises: ValueError for no reward, one that is paid at every token or noisy, or a weight that is not finite or
+        belongs to no reward.
     """
 
     def __init__(
@@ -184,7 +185,7 @@ class Clipped(Changed):
     Args:
         reward: a reward, or the spec of one.
         low, high: finite reward units, low <= high.
-    Raises: as `make_reward` does; ValueError for other bounds, or a reward that is paid at every token.
+    Raises: as `make_reward` does; ValueError for other bounds, or a reward that is paid at every token or noisy.
     """
 
     def __init__(self, reward: RewardSpec, low: float = -1.0, high: float = 1.0) -> None:
@@ -213,7 +214,7 @@ class Grouped(Changed):
 
     Args:
         reward: a reward, or the spec of one.
-    Raises: as `make_reward` does; ValueError for a reward that is paid at every token.
+    Raises: as `make_reward` does; ValueError for a reward that is paid at every token or noisy.
     """
 
     def __init__(self, reward: RewardSpec) -> None:
@@ -259,7 +260,7 @@ class RunningNorm(Changed):
         count: how many values were seen.
         mean: their mean, reward units.
         squares: the sum of their squared differences from the mean.
-    Raises: as `make_reward` does; ValueError for a flag that is no bool, or a reward that is paid at every token.
+    Raises: as `make_reward` does; ValueError for a flag that is no bool, or a reward paid at every token or noisy.
     Source: Welford (1962) as merged by Chan, Golub and LeVeque (1979), eq. 2.1.
     """
 
@@ -374,7 +375,7 @@ class FromMessages(Changed):
 class ToMessages(Changed):
     """A reward of lists of messages, given or as a spec, as TRL has them: texts are wrapped into messages for it.
 
-    Raises: as `make_reward` does; ValueError for a reward that is paid at every token.
+    Raises: as `make_reward` does; ValueError for a reward that is paid at every token or noisy.
     """
 
     def __init__(self, reward: RewardSpec) -> None:
