@@ -25,6 +25,13 @@ def test_a_set_by_hand() -> None:
     assert pickle.loads(pickle.dumps(prompts)).cumulative == prompts.cumulative
 
 
+@pytest.mark.parametrize("scale", [1e-308, 1.0, 1e308])
+def test_weights_of_any_size_are_shares(scale: float) -> None:
+    prompts = prompt_set(["a", "b", "c", "d"], weights=[scale, scale, scale, 0])
+    np.testing.assert_allclose(prompts.weights, [1 / 3, 1 / 3, 1 / 3, 0])
+    assert prompts.cumulative[-1] == 1
+
+
 @pytest.mark.parametrize(
     ("texts", "columns", "weights", "message"),
     [

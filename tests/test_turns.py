@@ -27,6 +27,14 @@ def test_gymnasiums_checker_has_nothing_to_say(name, recwarn):
     assert not recwarn.list
 
 
+def test_the_column_of_who_said_what_is_nobody_elses():
+    script = {"name": "script", "texts": ["x"]}
+    with pytest.raises(ValueError, match="columns: the name 'turns' is taken in a task with turns"):
+        make_task("Text", prompts=["a", "b"], columns={"turns": [1, 2]}, responder=script, reward="length")
+    task = make_task("Text", prompts=["a", "b"], columns={"turns": [1, 2]}, reward="length")
+    assert task.prompts["train"].columns["turns"] == (1, 2)
+
+
 def test_tokens_of_both_stand_in_the_state():
     env = TokenEnv(ragged(), segments=True)
     env.reset(options={"prompt_index": 0})

@@ -98,6 +98,7 @@ def prompt_set(
         array = np.zeros(0)
     if array.shape != (len(texts),) or not np.isfinite(array).all() or (array < 0).any() or not array.any():
         raise ValueError(f"weights: must be {len(texts)} numbers (one per prompt), finite, not negative, not all 0")
+    array /= array.max() if array.max() > 1e300 else 1.0  # their sum may be infinite
     array /= array.sum()
     array.flags.writeable = False
     frozen = {name: tuple(values) for name, values in (columns or {}).items()}

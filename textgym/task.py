@@ -169,6 +169,8 @@ class Task:
         for name, value in allowed.items():
             if getattr(self, name) != value:
                 raise ValueError(f"{name}={getattr(self, name)}: in a task with turns allowed is {value:g}")
+        if any("turns" in prompts.columns for prompts in self.prompts.values()):
+            raise ValueError("columns: the name 'turns' is taken in a task with turns, where it says who wrote what")
         if not self.scorer.pays_at_end:
             raise ValueError(
                 f"reward: pays at every token (pay={self.scorer.pay!r}); in a task with turns allowed is one that pays "

@@ -36,6 +36,7 @@ class Vocabulary:
             its EOS, too. A tokenizer may merge the first or last of a chat template's with the prompt's own.
         conversation: the chat template; None: there is none.
         config: what the tokenizer_config.json of this tokenizer says.
+        has_types: whether a completion has the token type 1, as the second text of a pair that an encoder reads.
     """
 
     size: int
@@ -48,6 +49,7 @@ class Vocabulary:
     after_ids: tuple[int, ...] = ()
     conversation: Conversation | None = field(default=None, repr=False)
     config: JsonObject = field(default_factory=dict, repr=False)
+    has_types: bool = False
 
     def encode_prompt(self, text: str) -> tuple[int, ...]:
         """Return the ids of a prompt: the text, with the chat template or BOS around it.

@@ -192,6 +192,7 @@ def test_who_cannot_teach_is_named(tmp_path):
         ({"whiten": True}, "whiten=True: allowed is False"),
         ({"entropy_coefficient": 0.1}, r"entropy_coefficient=0\.1: allowed is 0\.0"),
         ({"kl_target": 1.0}, r"kl_target=1\.0: allowed is None"),
+        ({"entropy_target": 1.0}, r"entropy_target=1\.0: allowed is None"),
     ],
 )
 def test_bad_settings_are_named(settings, message):

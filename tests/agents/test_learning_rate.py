@@ -73,6 +73,15 @@ def test_what_the_first_batch_has_moved_settles_the_learning_rate(kl, tmp_path):
     assert torch.equal(other.policy.model.lm_head.weight, whole.policy.model.lm_head.weight)
 
 
+def test_a_warm_up_shorter_than_an_iteration_does_not_pass_the_peak(task):
+    env = TokenVectorEnv(task, 8, autoreset_mode=AutoresetMode.DISABLED)
+    env.reset(seed=0)
+    agent = LMPPO(task, LMPPOConfig(batch=8, warmup=0.01, learning_rate=1e-3, schedule="constant", device="cpu"))
+    rows = []
+    agent.learn(env, 16, lambda row: rows.append(row["lr"]))
+    assert rows == [1e-3, 1e-3]
+
+
 def test_the_value_head_has_a_rate_of_its_own_and_what_is_trained_is_whole(env, task):
     settings = {"epochs": 1, "minibatches": 1, "learning_rate": 1e-3, "value_coefficient": 0.5, "value_rate": 7.0}
     agent = tiny_agent(task, batch=16, **settings)

@@ -160,6 +160,16 @@ def test_unknown_layers_are_named_with_those_there_are(task):
         LMPPO(task, lora_config(lora_targets="c_attn"), model=tiny_llama(4))
 
 
+@pytest.mark.parametrize(("targets", "other"), [("lm_head", "embed_tokens"), ("q_proj,embed_tokens", "lm_head")])
+def test_weights_that_two_layers_share_get_no_adapter(task, targets, other):
+    tied = tiny_llama(4, tied=True)
+    with pytest.raises(
+        ValueError, match=rf"lora_targets='{targets}': LlamaForCausalLM uses the same weights in .*{other}"
+    ):
+        LMPPO(task, lora_config(lora_targets=targets), model=tied)
+    LMPPO(task, lora_config(lora_targets=targets), model=tiny_llama(4))
+
+
 def test_a_tiny_model_that_stands_for_a_table_gets_no_adapter(task):
     # Its output layer may be 0: nothing below it would ever have a gradient.
     with pytest.raises(ValueError, match=r"lora_rank=2: the reference of task .* is no language model"):

@@ -165,6 +165,12 @@ def test_settings_that_cannot_be_are_refused(settings, message):
         LMPPOConfig(**settings)
 
 
+def test_an_export_refuses_a_cut_in_another_order(tmp_path):
+    LMPPO(tiny_task(), LMPPOConfig(device="cpu", top_p=0.9, min_p=0.1)).save(tmp_path / "agent")
+    with pytest.raises(ValueError, match=r"generate\(\) cuts by top_p before min_p; allowed is an agent with one"):
+        export_model(tmp_path / "agent", tmp_path / "out")
+
+
 def test_an_export_refuses_a_mask_policy(tmp_path):
     agent = LMPPO(tiny_task(), LMPPOConfig(device="cpu", mask_top_p=0.9))
     agent.save(tmp_path / "agent")

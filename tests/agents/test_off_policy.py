@@ -12,7 +12,7 @@ from textgym_agents import make_agent, make_env
 from textgym_agents.algorithms.fixed import ReferenceAgent
 from textgym_agents.commands.ope import main
 from textgym_agents.datasets import play_episodes, read_recording, write_log
-from textgym_agents.datasets.logged import logged
+from textgym_agents.datasets.logged import logged, prefixes
 from textgym_agents.datasets.off_policy import (
     Logged,
     Terms,
@@ -287,6 +287,23 @@ def test_a_policy_that_judges_its_own_log_has_weights_of_one(actor, recording):
         prefix = tuple(recording.sequences.input_ids[row, : column + 1])
         assert prefixes.setdefault((time, log.edges[row, time]), prefix) == prefix
     assert len(set(prefixes.values())) == len(prefixes)
+
+
+def test_states_of_prompts_of_several_lengths_are_told_apart():
+    """Judged by itself, a log of sure answers has every estimate at its mean return."""
+    kinds = [([1, 2, 3], 9, 0.0), ([1, 2, 4], 9, 0.0), ([5, 6], 8, 1.0)]  # prompt, answer, reward
+    drawn = np.random.default_rng(0).choice(3, 400, p=[0.1, 0.1, 0.8])
+    rows = np.arange(400)
+    ids = np.array([(kinds[each][0] + [kinds[each][1], 0])[:4] for each in drawn])
+    starts = np.array([len(kinds[each][0]) for each in drawn])
+    numbers, paid, nothing = prefixes(ids), np.array([[kinds[each][2]] for each in drawn]), np.zeros((400, 1))
+    states, edges = (numbers[rows, starts + more][:, None] for more in (0, 1))
+    assert len(set(states[:, 0])) == len(set(edges[:, 0])) == 3
+    assert not set(states[:, 0]) & set(edges[:, 0])
+    log = Logged(np.ones(400, dtype=np.int64), states, edges, paid, nothing, nothing, nothing[:, 0])
+    for name, estimate in judge(log).items():
+        if name != "lower bound, 95%":
+            assert estimate.estimate.mean == pytest.approx(paid.mean(), abs=0.01), name
 
 
 def test_the_kl_is_charged_token_by_token(actor, recording):

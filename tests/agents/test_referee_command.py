@@ -23,6 +23,14 @@ from textgym.commands.console import UsageError
 
 
 @pytest.mark.slow
+def test_an_update_may_take_more_episodes_than_there_are_environments(capsys):
+    main(["Bandit-v0", "--env", "difficulty=1", "--agent", "vine-ppo", "--updates", "2", "--stale", "2", "--json"])
+    (age,) = json.loads(capsys.readouterr().out)
+    assert age["stale"] == 2
+    assert any(row["along"] not in (None, 0) for row in age["rows"])
+
+
+@pytest.mark.slow
 def test_the_command_prints_and_writes_its_table(tmp_path, capsys):
     words = ["Bandit-v0", "--env", "difficulty=1", "--updates", "1", "--stale", "0", "1", "--group", "2"]
     main([*words, "--json"])

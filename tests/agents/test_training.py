@@ -14,7 +14,7 @@ from textgym_agents.registry import make_env, with_batch
 from textgym_agents.training.curves import _line, draw_curves
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import Training
-from textgym_agents.training.measures import evaluation_row, kept_optimum, spread
+from textgym_agents.training.measures import evaluation_row, kept_optimum, sample_rows, spread
 
 from textgym import optimum as optimum_module
 from textgym.estimates import Estimate
@@ -180,6 +180,22 @@ def test_an_agent_that_stops_by_itself_is_evaluated_and_finished(tmp_path):
     result = Training(plan).run(tmp_path / "run", Watcher())
     assert read_json(tmp_path / "run" / "result.json")["episodes"] == 12
     assert result.after["eval/kl"] > 0
+    last = RunFolder(tmp_path / "run").metrics()[-1]
+    assert (last["iteration"], last["episode"], last["eval/kl"]) == (4, 12, result.after["eval/kl"])
+    after = [row["completion"] for row in read_lines(tmp_path / "run" / "samples.jsonl") if row["iteration"] == 4]
+    assert after == [row["completion"] for row in sample_rows(result.last, len(after))]
+    assert len(after) > 0
+
+
+def test_an_agent_that_reports_nothing_has_used_its_budget(tmp_path):
+    result = Training(settings(config={"batch": 4, "silent": True})).run(tmp_path / "run", Watcher())
+    rows = RunFolder(tmp_path / "run").metrics()
+    assert [(row["iteration"], row["episode"]) for row in rows] == [(0, 0), (1, 24)]
+    assert rows[1]["eval/kl"] == result.after["eval/kl"] > rows[0]["eval/kl"]
+    finished = read_json(tmp_path / "run" / "result.json")
+    assert (finished["episodes"], finished["iterations"]) == (24, 0)
+    samples = read_lines(tmp_path / "run" / "samples.jsonl")
+    assert {row["iteration"] for row in samples} == {0, 1}
 
 
 @pytest.mark.slow

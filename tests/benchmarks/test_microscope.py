@@ -22,6 +22,7 @@ from solver_tools import (
     score,
     small_task,
 )
+from textgym_benchmarks.microscope.exact import Critic
 from textgym_benchmarks.microscope.record import TraceRequest, record
 from textgym_benchmarks.microscope.trace import parting, trace_json
 
@@ -258,6 +259,15 @@ def test_what_the_reference_never_writes_costs_infinitely_much_and_stays_json():
     text = json.dumps(trace_json([trace]), allow_nan=False)
     assert json.loads(text)["traces"][0]["kl"] == "inf"
     assert json.loads(text)["traces"][0]["objective"] == "-inf"
+
+
+def test_without_a_price_an_infinite_kl_costs_nothing():
+    trace = traced(Fixed(0.5, 0.5), letters(), Fixed(1.0, 0.0), completion="b a", beta=0.0)
+    assert (trace.kl, trace.objective) == (math.inf, trace.total_return)
+    critic = Critic(lambda observation: np.array([0.5]), "later")
+    assert critic.value({}, math.inf, 0.0) == 0.5
+    assert critic.value({}, 2.0, 0.1) == pytest.approx(0.3)
+    assert critic.value({}, math.inf, 0.1) == -math.inf
 
 
 def test_looking_moves_no_reward_that_learns():

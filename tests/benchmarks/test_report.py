@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -19,6 +20,7 @@ from textgym_benchmarks.report.sections import charts
 from textgym_benchmarks.report.tables import agent_styles, bar_scale, draw_bar
 from textgym_benchmarks.results.store import export_results, load_results
 from textgym_benchmarks.statistics import Interval
+from textgym_benchmarks.suite import Cell
 from textgym_benchmarks.summaries import summarise
 
 AGENTS = ("lm-ppo", "rloo", "random", "reference", "sb3-ddpg")
@@ -208,6 +210,39 @@ def test_of_a_cell_in_two_places_the_finished_one_is_kept(tmp_path):
     sources = read_sources(paths)
     assert [result.status for result in sources.results] == ["done", "done"]
     assert len(sources.repeated) == 2
+
+
+def test_of_a_cell_in_two_places_the_one_that_has_come_furthest_is_kept(tmp_path):
+    (done,) = make_results(("lm-ppo",), TASKS[:1], 1, failed=0.0, missing=0.0)
+    nothing = {"measures": None, "timing": None}
+    error = {"type": "RuntimeError", "message": "no", "traceback": "", "attempts": 1}
+    results = {
+        "missing": {**done, **nothing, "status": "missing"},
+        "failed": {**done, **nothing, "status": "failed", "error": error},
+        "done": done,
+    }
+    paths = {name: write_suite_folder(tmp_path / name, [row]) for name, row in results.items()}
+    for order in itertools.permutations(paths):
+        assert [each.status for each in read_sources([paths[name] for name in order]).results] == ["done"]
+    for order in (("missing", "failed"), ("failed", "missing")):
+        assert [each.status for each in read_sources([paths[name] for name in order]).results] == ["failed"]
+
+
+def test_an_agent_of_several_settings_in_one_family_has_one_name_in_all(tmp_path):
+    rows = make_results(("rloo",), ("textgym/Copy-v0", "textgym/Helpful-v0"), 1, failed=0.0, missing=0.0)
+
+    def with_rate(row, rate):
+        cell = {name: value for name, value in row["cell"].items() if name != "key"} | {
+            "config": {"learning_rate": rate}
+        }
+        return {**row, "cell": Cell.from_json(cell).to_json()}
+
+    one = write_suite_folder(tmp_path / "one", [with_rate(row, 0.01) for row in rows])
+    two = write_suite_folder(tmp_path / "two", [with_rate(rows[0], 0.02)])
+    build_report([one, two], tmp_path / "report")
+    tables = Page(tmp_path / "report" / "index.html").rows
+    names = {cell for _, row in tables for cell in row if cell.startswith("rloo")}
+    assert names == {'rloo {"learning_rate":0.01}', 'rloo {"learning_rate":0.02}'}
 
 
 def test_exported_results_have_no_run_to_link_to(small, tmp_path):

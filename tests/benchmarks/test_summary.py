@@ -213,6 +213,19 @@ def test_curves_are_means_on_the_grid_that_all_runs_reach():
     assert curve.tokens[-1] == pytest.approx(grid[-1] * first[-1]["tokens"] / first[-1]["episode"], rel=1e-4)
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_of_two_points_at_an_episode_a_curve_has_the_later(seeds):
+    wanted = [
+        copy.deepcopy(each) for each in made() if each["cell"]["agent"] == "rloo" and "Copy" in each["cell"]["id"]
+    ]
+    doubled = copy.deepcopy(wanted[:seeds])
+    for each in doubled:
+        points = each["measures"]["curve"]
+        each["measures"]["curve"] = [row for point in points for row in ({**point, "optimality": -9.0}, point)]
+    (curve,) = summarise(results_of(doubled)).curves
+    assert curve == summarise(results_of(wanted[:seeds])).curves[0]
+
+
 def test_crossings_count_a_run_that_never_got_there_as_infinitely_long():
     def reach(tokens):
         place = None if tokens is None else {"episodes": tokens / 2, "tokens": tokens}

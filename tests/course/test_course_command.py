@@ -137,8 +137,16 @@ def test_what_a_notebook_can_do_a_file_can(tmp_path):
     assert found["discounted_returns"] == ("right", "")  # though it overwrites what it was given
     assert found["textbook_values"] == ("right", "")
     assert found["longest_wait"] == ("wrong", "it returned nothing (None). Given gamma 0.9 and share 0.5.")
-    assert found["expected_return"][1].startswith("ValueError: far away (line 22 of its cell)")
+    assert found["expected_return"][1].startswith("ValueError: far away (line 23 of its cell)")
     assert found["trajectory_log_probability"][1].startswith("SyntaxError: '(' was never closed (line 2 of its cell)")
+
+
+def test_a_line_of_a_formula_is_no_command_of_the_notebook(tmp_path):
+    cell = (
+        "\n%load_ext autoreload\n\n!ls\ndef longest_wait(gamma, share):\n    %time 1\n    return (7\n        % 4) / 0\n"
+    )
+    found = {grade.exercise: grade.hint for grade in grade_file(write(tmp_path / "mine.ipynb", cell))}
+    assert found["longest_wait"].startswith("ZeroDivisionError: division by zero (line 7 of its cell)")
 
 
 def test_a_slip_is_named_where_it_gives_all_answers():

@@ -20,6 +20,7 @@ from textgym.lm.scoring import (
     encode_exchange,
     encode_pair,
     end_id,
+    first_tokens,
     load_reward_model,
     pad_right,
     sequence_scores,
@@ -46,9 +47,9 @@ def forwards(monkeypatch):
     """The sizes of all forward passes that read texts."""
     sizes = []
 
-    def counted(model, ids, lengths):
+    def counted(model, ids, *rest):
         sizes.append(tuple(ids.shape))
-        return sequence_scores(model, ids, lengths)
+        return sequence_scores(model, ids, *rest)
 
     monkeypatch.setattr(scoring, "check_scores", lambda model: None)
     monkeypatch.setattr(scoring, "sequence_scores", counted)
@@ -57,9 +58,9 @@ def forwards(monkeypatch):
 
 def by_hand(folder, prompt, completion, ended=True):
     model, vocabulary = load_reward_model(folder)
-    row = encode_pair(vocabulary, prompt, completion, ended, end_id(vocabulary)).ids
+    row = encode_pair(vocabulary, prompt, completion, ended, end_id(vocabulary))
     with torch.no_grad():
-        return sequence_scores(model, *pad_right([row])).item()
+        return sequence_scores(model, *pad_right([row.ids]), first_tokens([row])).item()
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])

@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 from lm.tiny_models import tiny_gpt2, tiny_llama
 from lm.tiny_rewards import POSITIONS, WORDS, save_reward_model, save_tokenizer, tiny_classifier
 from textgym_agents.rlhf.ranking import pairwise_loss
+from textgym_agents.rlhf.reward_model import PreferenceLoss, RankedRow, answer_scores
+from transformers import AutoTokenizer
 
 from textgym import load_vocabulary
 from textgym.lm import llama, scoring
 from textgym.lm.backbone import max_tokens
+from textgym.lm.reward_model import RewardModel
 from textgym.lm.scoring import (
     encode_exchange,
     encode_pair,
@@ -94,10 +97,10 @@ def test_the_lean_path_has_the_gradients_of_the_models_own(monkeypatch):
 
 
 def test_a_pair_is_the_prompt_the_completion_and_its_end():
-    assert encode_pair(CHAT, "a b", "c", True, 0) == ([1, 2, 3, 0, 4, 0], 4, 0)
-    assert encode_pair(CHAT, "a b", "c", False, 0) == ([1, 2, 3, 0, 4], 4, 0)
-    assert encode_pair(CHAT, "a b", "c", True, None) == ([1, 2, 3, 0, 4], 4, 0)
-    assert encode_pair(CHAT, "a b", "", True, 0) == ([1, 2, 3, 0, 0], 4, 0)
+    assert encode_pair(CHAT, "a b", "c", True, 0) == ([1, 2, 3, 0, 4, 0], 4, 0, None)
+    assert encode_pair(CHAT, "a b", "c", False, 0) == ([1, 2, 3, 0, 4], 4, 0, None)
+    assert encode_pair(CHAT, "a b", "c", True, None) == ([1, 2, 3, 0, 4], 4, 0, None)
+    assert encode_pair(CHAT, "a b", "", True, 0) == ([1, 2, 3, 0, 0], 4, 0, None)
     assert end_id(CHAT) == 0
     assert end_id(load_vocabulary(["a"])) is None
 
@@ -105,11 +108,11 @@ def test_a_pair_is_the_prompt_the_completion_and_its_end():
 @pytest.mark.parametrize(
     ("limit", "want"),
     [
-        (7, ([1, 2, 3, 4, 0, 5, 0], 5, 0)),
-        (6, ([1, 3, 4, 0, 5, 0], 4, 1)),  # the prompt's text from its start
-        (5, ([1, 4, 0, 5, 0], 3, 2)),
-        (4, ([1, 0, 5, 0], 2, 3)),
-        (3, ([1, 0, 5], 2, 4)),  # then the completion from its end
+        (7, ([1, 2, 3, 4, 0, 5, 0], 5, 0, None)),
+        (6, ([1, 3, 4, 0, 5, 0], 4, 1, None)),  # the prompt's text from its start
+        (5, ([1, 4, 0, 5, 0], 3, 2, None)),
+        (4, ([1, 0, 5, 0], 2, 3, None)),
+        (3, ([1, 0, 5], 2, 4, None)),  # then the completion from its end
     ],
 )
 def test_what_is_too_long_is_cut_and_counted(limit, want):
@@ -182,9 +185,40 @@ def test_texts_that_cannot_be_encoded_are_named():
 
 def test_an_encoder_reads_the_two_texts_of_a_pair(tmp_path):
     _, bert = load_reward_model(save_reward_model(tmp_path / "bert", "bert"))
-    assert encode_pair(bert, "a b", "c", True, end_id(bert)) == ([1, 4, 5, 2, 6, 2], 4, 0)
+    assert encode_pair(bert, "a b", "c", True, end_id(bert)) == ([1, 4, 5, 2, 6, 2], 4, 0, 4)
     _, roberta = load_reward_model(save_reward_model(tmp_path / "roberta", "roberta"))
-    assert encode_pair(roberta, "a b", "c", True, end_id(roberta)) == ([1, 4, 5, 2, 2, 6, 2], 5, 0)
+    assert encode_pair(roberta, "a b", "c", True, end_id(roberta)) == ([1, 4, 5, 2, 2, 6, 2], 5, 0, None)
+
+
+def test_an_encoder_is_told_which_text_a_token_is_of(tmp_path):
+    folder = save_reward_model(tmp_path / "bert", "bert")
+    pairs = [("a b", "c"), ("d", "e f g"), ("h", "a")]
+    model, tokenizer = tiny_classifier("bert"), AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        read = [tokenizer(*pair, return_tensors="pt", return_token_type_ids=True) for pair in pairs]
+        want = [model(**each).logits.item() for each in read]
+        blind = [model(input_ids=each["input_ids"]).logits.item() for each in read]
+    assert np.abs(np.subtract(want, blind)).min() > 1e-3
+    np.testing.assert_allclose(
+        RewardModel(str(folder), device="cpu")(*map(list, zip(*pairs, strict=True))), want, atol=1e-5
+    )
+    loaded, vocabulary = load_reward_model(folder)
+    answers = [encode_exchange(vocabulary, *pair) for pair in pairs]
+    np.testing.assert_allclose(answer_scores(loaded, answers, 2), want, atol=1e-5)
+    loss = PreferenceLoss(loaded, "pairwise", 0.0, has_margins=False)
+    batch = loss.collate([RankedRow(tuple(answers[:2]))])
+    assert loss(**batch).item() == pytest.approx(math.log1p(math.exp(want[1] - want[0])), abs=1e-5)
+
+
+def test_odd_token_types(tmp_path):
+    folder = save_reward_model(tmp_path / "bert", "bert")
+    save_tokenizer(folder, "[SEP]", second=0)
+    _, vocabulary = load_reward_model(folder)
+    assert encode_exchange(vocabulary, "a", "b").first_tokens is None
+    save_tokenizer(folder, "[SEP]", second=2)
+    for load in (load_reward_model, start_reward_model):
+        with pytest.raises(ValueError, match=r"types \[0, 0, 0, 2, 2\]; allowed are 0 .* and \[0, 0, 0, 1, 1\]"):
+            load(folder)
 
 
 def test_the_longest_input():

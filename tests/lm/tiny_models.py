@@ -6,7 +6,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 
-def tiny_llama(vocab: int = 11, heads: int = 4, groups: int = 2, seed: int = 0, dropout: float = 0.0) -> Any:
+def tiny_llama(
+    vocab: int = 11, heads: int = 4, groups: int = 2, seed: int = 0, dropout: float = 0.0, tied: bool = False
+) -> Any:
     config = LlamaConfig(
         vocab_size=vocab,
         hidden_size=16,
@@ -15,7 +17,7 @@ def tiny_llama(vocab: int = 11, heads: int = 4, groups: int = 2, seed: int = 0, 
         num_attention_heads=heads,
         num_key_value_heads=groups,
         max_position_embeddings=64,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         attention_dropout=dropout,
         initializer_range=0.5,
         pad_token_id=0,

@@ -69,8 +69,11 @@ def tiny_classifier(kind: str, seed: int = 0, labels: int = 1) -> Any:
     return model.eval()
 
 
-def save_tokenizer(folder: Path, between: str | None = None, extra: int = 0) -> None:
-    """Words 4 to 11; id 0 ends and pads. With `between` pairs are framed: [CLS] $A `between` $B [SEP]."""
+def save_tokenizer(folder: Path, between: str | None = None, extra: int = 0, second: int = 0) -> None:
+    """Words 4 to 11; id 0 ends and pads. With `between` pairs are framed: [CLS] $A `between` $B [SEP].
+
+    `second` is the token type of $B and what follows.
+    """
     special = ["<eos>", "[CLS]", "[SEP]", "[UNK]"]
     names = [*special, *WORDS, *(f"extra{i}" for i in range(extra))]
     tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
@@ -80,7 +83,7 @@ def save_tokenizer(folder: Path, between: str | None = None, extra: int = 0) -> 
     if between is not None:
         ids = [("[CLS]", 1), ("[SEP]", 2)]
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", pair=f"[CLS] $A {between} $B [SEP]", special_tokens=ids
+            single="[CLS] $A [SEP]", pair=f"[CLS] $A {between} $B:{second} [SEP]:{second}", special_tokens=ids
         )
         config = {"pad_token": "<eos>", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -104,7 +107,8 @@ def save_reward_model(folder: Path, kind: str = "llama", seed: int = 0, offset: 
     folder.mkdir(parents=True, exist_ok=True)
     model: PreTrainedModel = tiny_classifier(kind, seed)
     model.save_pretrained(folder)
-    save_tokenizer(folder, "[SEP]" if kind == "bert" else "[SEP] [SEP]" if kind == "roberta" else None)
+    between = {"bert": "[SEP]", "roberta": "[SEP] [SEP]"}.get(kind)
+    save_tokenizer(folder, between, second=int(kind == "bert"))
     if offset is not None:
         (folder / "reward.json").write_text(json.dumps({"offset": offset}), encoding="utf-8")
     return folder

@@ -130,6 +130,58 @@ def test_steps_pay_each_right_step_once_when_its_line_ends() -> None:
     assert reward(["p"] * 2, ["1 + 1 = 2\n"] * 2, answer=[None, "72"]) == [None, None]
 
 
+@pytest.mark.parametrize(
+    ("line", "holds"),
+    [
+        ("-3 + 4 = 7", False),
+        ("2^3 + 4 = 7", False),
+        ("5 x 3 + 4 = 7", False),
+        (r"5 \times 3 + 4 = 7", False),
+        (r"5 \div 3 + 4 = 7", False),
+        ("sqrt(9 + 40) = 49", False),
+        ("5 * 3 + 4 = 7 * 5", False),
+        ("3 + 4 = 7 * 5", False),
+        ("3 + 4 = 7 + 1", False),
+        ("3 + 4 = 7 x 5", False),
+        (r"3 + 4 = 7 \times 5", False),
+        ("3 + 4 = 7^2", False),
+        ("3 + 4 = 7e5", False),
+        ("3 + 4 = 7%", False),
+        ("3 + 4 = 7/2", False),
+        ("3 + 4 = 70", False),
+        ("3 + 4 = 7,500", False),
+        ("2 + 2 = 3 + 4 = 7", False),
+        (".5 + 7 = 7", False),
+        ("7.0 = 7", False),
+        ("-7 = -7", False),
+        ("1. 3 + 4 = 7", True),
+        ("(1) 3 + 4 = 7", True),
+        ("- 3 + 4 = 7", True),
+        ("* **3 + 4 = 7**", True),
+        ("3.0 + 4 = 7", True),
+        ("3.5 * 2 = 7.0", True),
+        ("0.5 * 14 = 7", True),
+        ("-3 + 10 = 7", True),
+        ("(1) + 6 = 7", True),
+        ("Done. 3 + 4 = 7, so 7", True),
+        ("First, 3 + 4 = 7 - the rest", True),
+        ("x = 3 + 4 = 7", True),
+        ("3 + 4 = 7kg", True),
+        ("3 + 4 = <<3+4=7>>7 of them.", True),
+        ("1,000 - 993 = 7", True),
+    ],
+)
+def test_a_step_is_a_whole_equation_that_holds(line: str, holds: bool) -> None:
+    reward = make_reward("steps")
+    assert reward(["p"], [f"{line}\n"], answer=["2 + 5 = 7\n#### 7"]) == [float(holds)]
+    if holds:  # it is read in solutions alike
+        assert reward(["p"], ["3 + 4 = 7\n"], answer=[line]) == [1.0]
+
+
+def test_steps_of_decimals_count() -> None:
+    assert make_reward("steps")(["p"], ["7/2=3.5\n"], answer=["7/2=3.5\n3.5*4=14"]) == [0.5]
+
+
 def test_steps_and_outcome_are_logged_side_by_side_and_steps_are_paid_as_they_come() -> None:
     spec = {"name": "weighted", "rewards": {"answer": "final_answer", "steps": "steps"}, "weights": {"steps": 0.5}}
     scorer = Scorer({"name": "shaped", "reward": spec})

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 import textgym  # noqa: F401  (registers the ids)
+from textgym import TokenEnv
 from textgym.estimates import draw_samples, tilt
 from textgym.evaluate import evaluate
 from textgym.optimum import estimated
-from textgym.rewards import make_reward
+from textgym.rewards import RewardError, make_reward
+from textgym.state import TokenState
 from textgym.task import make_reference, make_task
 
 RULES = {"name": "helpful_rules"}
@@ -31,6 +33,15 @@ def test_the_noise_is_drawn_from_the_episode_s_seed() -> None:
         0.5 + drawn[1],
         None,
     ]
+
+
+def test_a_state_without_a_seed_of_its_noise_is_refused() -> None:
+    task = make_task("Noisy")
+    env = TokenEnv(task, segments=False)
+    env.reset(seed=0)
+    env.set_state(TokenState(task.encoded("train")[0]))
+    with pytest.raises((RewardError, ValueError), match="an episode has none; allowed is a state with the `episode"):
+        env.step(0)  # an episode of one token
 
 
 @pytest.mark.parametrize("deviation", [-1.0, float("nan"), float("inf"), True, "1", None])

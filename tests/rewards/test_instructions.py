@@ -81,6 +81,7 @@ def test_an_environment_takes_them_from_a_column() -> None:
         ([{"name": "amount", "of": "lines"}], "of='lines'"),
         ([{"name": "amount", "of": "words", "least": 3, "most": 2}], "most=2"),
         ([{"name": "edges"}], "at least one of them"),
+        ([{"name": "edges", "start": " "}], "start=' ': a text that is more than white space"),
         ([{"name": "forbidden", "words": "cat"}], "words='cat'"),
         ([{"name": "letter_case", "case": "title"}], "case='title'"),
         ([{"name": "keywords", "words": [object()]}], "JSON values"),

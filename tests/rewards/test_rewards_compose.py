@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from textgym.rewards import (
     Weighted,
     make_reward,
 )
+from textgym.task import make_task
+from textgym.vector import TokenVectorEnv
 
 
 def characters(prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
@@ -203,6 +206,30 @@ def test_a_grouped_reward_compares_the_completions_of_a_prompt() -> None:
     assert np.isnan(scorer.score(prompts, texts, {"mark": marks}).terms["ranks"]).tolist() == marks
     with pytest.raises(ValueError, match="outermost"):
         Grouped(Shaped("length"))
+
+
+def test_a_group_has_its_own_rows_of_every_column_and_of_messages() -> None:
+    def right(prompts: list[str], completions: list[str], turns: Any, **columns: Any) -> list[float]:
+        assert len(turns) == len(prompts)
+        return [float(said[-1] == ("environment", "right")) for said in turns]
+
+    task = replace(make_task("Clarify"), reward=Grouped(right), gold=None)
+    alone = replace(task, reward=right)
+    prompts = ["paint red", "paint blue", "paint red", "paint blue"]
+    paid = []
+    for each in (task, alone):
+        env = TokenVectorEnv(each, 4, autoreset_mode="Disabled", score_together=True)
+        env.reset(seed=0, options={"prompt": prompts})
+        red, blue = (task.vocabulary.codec.encode(word)[0] for word in ("red", "blue"))
+        paid.append(env.step(np.array([red, red, blue, blue]))[1].tolist())
+    assert paid[0] == paid[1] == [1, 0, 0, 1]
+    talk = [[{"role": "user", "content": "p"}], [{"role": "user", "content": "q"}], [{"role": "user", "content": "p"}]]
+    replies = [[{"role": "assistant", "content": text}] for text in ("ccc", "z", "a")]
+
+    def counted(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+        return [float(len(prompts))] * len(prompts)
+
+    assert Grouped(counted)(talk, replies) == [2, 1, 2]
 
 
 def test_a_subclass_with_a_method_of_its_own_is_asked_by_it():

@@ -27,7 +27,7 @@ def test_contains_all() -> None:
     assert ContainsAll(["a"]) == ContainsAll(("a",))
 
 
-@pytest.mark.parametrize("words", ["cat", [], ["cat", ""], ["cat", 1], None, 3])
+@pytest.mark.parametrize("words", ["cat", [], ["cat", ""], ["cat", 1], ["\u00ad"], ["cat", "\ufe0f"], None, 3])
 def test_contains_all_refuses(words: Any) -> None:
     with pytest.raises(ValueError, match="words="):
         ContainsAll(words)

@@ -267,6 +267,11 @@ def test_format_pays_for_parts() -> None:
     reward = Format("<a>{x}</a>{y}<b>", partial=0.6)  # three parts: 0.2 each
     texts = ["<a>1</a>2<b>", "<a>", "</a>", "<b>", "<a></a><b>", "<b></a><a>", "-<a>", "</a><a>"]
     assert ask(reward, *texts) == pytest.approx([1.0, 0.2, 0.2, 0.2, 0.6, 0.2, 0.0, 0.2])
+    # The most that stand in order count, whatever stands in front of them.
+    reward = Format("{a}<1>{b}<2>{c}<3>{d}", partial=0.9)
+    assert ask(reward, "a<2>b<3>c", "a<2>b<3>c<1>", "<3><1>", "<1><3><2>") == pytest.approx([0.6, 0.6, 0.3, 0.6])
+    assert ask(Format("<1>{a}<1>{b}", partial=0.5), "<1>", "<1>x<1") == [0.25, 0.25]
+    assert ask(Format("ab{x}bc{y}cd", partial=0.9), "abcd") == pytest.approx([0.6])  # ab and cd; bc is over both
     # The parts may not overlap.
     assert ask(Format("aa{x}aa", partial=0.5), "aaa", "aaaa", "aaaaa") == [0.25, 0.5, 1.0]
 

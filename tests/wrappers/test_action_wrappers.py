@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from core_tools import odd_after_even, word_task
-from gymnasium.error import InvalidAction
+from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.vector import AutoresetMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -149,6 +149,40 @@ def test_bad_arguments_are_named() -> None:
     for action in (2, -1, 0.5):
         with pytest.raises(InvalidAction, match=r"0\.\.1"):
             env.step(action)
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+@pytest.mark.parametrize(
+    ("wrap", "anything"),
+    [
+        (wrappers.VectorAllowedActions, -1),
+        (lambda env: wrappers.VectorTopKActions(env, 6), 99),
+        (lambda env: wrappers.VectorEmbeddingActions(env, 2), np.nan),
+    ],
+)
+def test_the_action_of_a_row_that_takes_none_may_be_anything(wrap: Any, anything: float, mode: AutoresetMode) -> None:
+    env = wrap(TokenVectorEnv(word_task(reference=bigram()), 3, autoreset_mode=mode))
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    idle = np.zeros(3, dtype=bool)
+    while not idle.any():
+        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        idle = terminated | truncated
+    actions = env.action_space.sample()
+    actions[idle] = anything
+    env.step(actions)
+    env.reset()
+    actions[:] = anything
+    with pytest.raises(InvalidAction):
+        env.step(actions)
+
+
+def test_nothing_is_chosen_before_the_first_reset() -> None:
+    single, rows = TokenEnv(word_task(reference=bigram())), TokenVectorEnv(word_task(reference=bigram()), 2)
+    env, both = wrappers.AllowedActions(single), wrappers.VectorAllowedActions(rows)
+    for call in (lambda: env.step(0), env.action_masks, lambda: both.step(np.zeros(2, dtype=int)), both.action_masks):
+        with pytest.raises(ResetNeeded, match="before the first reset"):
+            call()
 
 
 def test_the_wrong_order_of_wrappers_is_refused() -> None:

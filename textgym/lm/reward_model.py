@@ -259,7 +259,7 @@ class RewardModel(NamedReward):
     def _score(self, member: Member, pairs: list[Pair]) -> Floats:
         import torch
 
-        from textgym.lm.scoring import encode_exchange, pad_right, sequence_scores
+        from textgym.lm.scoring import encode_exchange, first_tokens, pad_right, sequence_scores
 
         vocabulary = member.vocabulary
         encoded = [encode_exchange(vocabulary, *pair, member.max_length) for pair in pairs]
@@ -270,8 +270,9 @@ class RewardModel(NamedReward):
         for start in range(0, len(by_length), self.batch):
             chunk = by_length[start : start + self.batch]
             ids, lengths = pad_right([encoded[index].ids for index in chunk], vocabulary.pad_id)
+            firsts = first_tokens([encoded[index] for index in chunk])
             with torch.inference_mode():
-                part = sequence_scores(member.model, ids.to(device), lengths.to(device))
+                part = sequence_scores(member.model, ids.to(device), lengths.to(device), firsts.to(device))
             scores[chunk] = part.cpu().numpy()
         return scores - member.offset
 

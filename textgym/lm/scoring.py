@@ -37,16 +37,22 @@ def _load_vocabulary(
     An encoder without a chat template reads prompt and completion as the two texts of a pair, framed by the tokenizer:
     [CLS] prompt [SEP] completion [SEP]. Any other model reads a prompt as a policy with that tokenizer does.
 
-    Raises: ValueError if there is no tokenizer, or it has more tokens than the model.
+    Raises: ValueError if there is no tokenizer, it has more tokens than the model, or it gives the two texts of a pair
+        other token types than 0 and 1.
     """
     tokenizer = _tokenizer(name if own_tokenizer is None else own_tokenizer)
     vocabulary = load_vocabulary(tokenizer, chat=chat)
     encodes_pairs = not reads_last_token(model) and vocabulary.conversation is None
     frame = _pair_frame(tokenizer) if encodes_pairs else None
     if frame is not None:
-        before, between, after = frame
-        vocabulary = load_vocabulary(tokenizer, stop=after, chat=chat)
-        vocabulary = replace(vocabulary, before_ids=before, after_ids=between)
+        has_types = has_token_types(model) and any(frame.types)
+        if has_types and frame.types != frame.pair_types:
+            raise ValueError(
+                f"model={str(name)!r}: its tokenizer gives two texts the token types {frame.types}; allowed are 0 for "
+                f"all tokens, and {frame.pair_types}"
+            )
+        vocabulary = load_vocabulary(tokenizer, stop=frame.after, chat=chat)
+        vocabulary = replace(vocabulary, before_ids=frame.before, after_ids=frame.between, has_types=has_types)
     rows = embedding_rows(model)
     if vocabulary.size > rows:
         raise ValueError(f"model={str(name)!r}: its tokenizer has {vocabulary.size} tokens but the model only {rows}")
@@ -70,8 +76,23 @@ def _tokenizer(name: str | Path) -> Path | PreTrainedTokenizerBase:
         raise ValueError(f"model={str(name)!r}: no tokenizer there ({first_line(error)})") from error
 
 
-def _pair_frame(tokenizer: Path | PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...], int] | None:
-    """Return the ids that a tokenizer writes before, between and after two texts; None if none between or after."""
+class _Frame(NamedTuple):
+    """The ids that a tokenizer writes before, between and after two texts.
+
+    Args:
+        types: the token types of two texts of a token each.
+        pair_types: what they are where a model reads two texts: 0 before the second, 1 from there on.
+    """
+
+    before: tuple[int, ...]
+    between: tuple[int, ...]
+    after: int
+    types: list[int]
+    pair_types: list[int]
+
+
+def _pair_frame(tokenizer: Path | PreTrainedTokenizerBase) -> _Frame | None:
+    """Return how a tokenizer frames two texts; None if it writes nothing between or after them."""
     if isinstance(tokenizer, Path):
         backend: object = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     else:
@@ -83,7 +104,8 @@ def _pair_frame(tokenizer: Path | PreTrainedTokenizerBase) -> tuple[tuple[int, .
     between, after = pair.ids[first[-1] + 1 : second[0]], pair.ids[second[-1] + 1 :]
     if not between or not after:
         return None
-    return tuple(pair.ids[: first[0]]), tuple(between), after[0]
+    pair_types = [int(place >= second[0]) for place in range(len(pair.ids))]
+    return _Frame(tuple(pair.ids[: first[0]]), tuple(between), after[0], pair.type_ids, pair_types)
 
 
 class Encoded(NamedTuple):
@@ -93,11 +115,13 @@ class Encoded(NamedTuple):
         ids: the tokens.
         prompt_tokens: how many of them are the prompt's, template included.
         cut: how many tokens were left out because of the length.
+        first_tokens: how many have the token type 0; None: all.
     """
 
     ids: list[int]
     prompt_tokens: int
     cut: int
+    first_tokens: int | None = None
 
 
 def end_id(vocabulary: Vocabulary) -> int | None:
@@ -181,7 +205,7 @@ def _check_writable(completion: str) -> None:
 def _shortened(vocabulary: Vocabulary, ids: list[int], head: int, max_length: int | None) -> Encoded:
     """Keep at most `max_length` of the ids, of which the first `head` are the prompt's."""
     if max_length is None or len(ids) <= max_length:
-        return Encoded(ids, head, 0)
+        return Encoded(ids, head, 0, head if vocabulary.has_types else None)
     before = common_start(vocabulary.before_ids, ids[:head])
     after = common_start(vocabulary.after_ids[::-1], ids[before:head][::-1])
     if before + after >= max_length:
@@ -189,7 +213,13 @@ def _shortened(vocabulary: Vocabulary, ids: list[int], head: int, max_length: in
     kept = max(max_length - before - after - (len(ids) - head), 0)  # of the prompt's own text
     start = head - after - kept
     short = [*ids[:before], *ids[start:]][:max_length]
-    return Encoded(short, before + head - start, len(ids) - len(short))
+    prompt_tokens = before + head - start
+    return Encoded(short, prompt_tokens, len(ids) - len(short), prompt_tokens if vocabulary.has_types else None)
+
+
+def first_tokens(rows: Sequence[Encoded]) -> Tensor:
+    """Return how many tokens of every row have the token type 0, (B,) int64."""
+    return torch.tensor([len(row.ids) if row.first_tokens is None else row.first_tokens for row in rows])
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[Tensor, Tensor]:
@@ -200,7 +230,13 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[Tensor, T
     return torch.tensor(padded), torch.tensor(lengths)
 
 
-def sequence_scores(model: PreTrainedModel, input_ids: Tensor, lengths: Tensor) -> Tensor:
+def has_token_types(model: PreTrainedModel) -> bool:
+    """Return whether a classifier is told which of two texts a token is of, as BERT is and RoBERTa is not."""
+    has_several = (getattr(model.config, "type_vocab_size", None) or 0) > 1
+    return has_several and "token_type_ids" in inspect.signature(model.forward).parameters
+
+
+def sequence_scores(model: PreTrainedModel, input_ids: Tensor, lengths: Tensor, firsts: Tensor | None = None) -> Tensor:
     """Return the score of every row, read at its last token; differentiable.
 
     A row ends where `lengths` says, so padding may be any token, the end of the text included.
@@ -209,6 +245,7 @@ def sequence_scores(model: PreTrainedModel, input_ids: Tensor, lengths: Tensor) 
         model: a Hugging Face sequence classifier with one label.
         input_ids: (B, T) int64, padded on the right.
         lengths: (B,) int64, from 1 to T.
+        firsts: see `first_tokens`, which a model without token types does not read; None: all.
     Returns: (B,) float32, reward units.
     """
     last = lengths - 1
@@ -216,9 +253,13 @@ def sequence_scores(model: PreTrainedModel, input_ids: Tensor, lengths: Tensor) 
     if supports(model) and not torch.is_autocast_enabled(input_ids.device.type):
         backbone = LlamaBackbone(model)
         return backbone.read_out(backbone.features(input_ids, rows, last))[0][:, 0].float()
-    mask = (torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]).long()
+    places = torch.arange(input_ids.shape[1], device=input_ids.device)
+    mask = (places < lengths[:, None]).long()
     if not reads_last_token(model):
-        return torch.as_tensor(model(input_ids=input_ids, attention_mask=mask).logits[:, 0]).float()
+        types = {}
+        if firsts is not None and has_token_types(model):
+            types = {"token_type_ids": mask * (places >= firsts[:, None])}
+        return torch.as_tensor(model(input_ids=input_ids, attention_mask=mask, **types).logits[:, 0]).float()
     base = model.base_model
     options = {"use_cache": False} if "use_cache" in inspect.signature(base.forward).parameters else {}
     hidden = base(input_ids=input_ids, attention_mask=mask, **options).last_hidden_state

@@ -32,8 +32,16 @@ _OPERATIONS: Final[dict[type[ast.operator], Callable[[Fraction, Fraction], Fract
     ast.Div: operator.truediv,
 }
 _EQUATION: Final = re.compile(
-    r"([0-9(][0-9+\-*/()\u00d7\u00f7\u2212., ]{0,200})=\s*([-\u2212]?[0-9][0-9,]*(?:\.[0-9]+)?)(?![0-9,]*/)"
+    r"([-\u2212]?[0-9(][0-9+\-*/()\u00d7\u00f7\u2212., ]{0,200})=\s*([-\u2212]?[0-9]+(?:,[0-9]+)*(?:\.[0-9]+)?)"
+    # The number ends there, and nothing more is calculated.
+    r"(?![0-9^%/]|[.,][0-9]|[eE][-+]?[0-9]|\s*[-+*/x\u00d7\u00f7\u2212]\s*[0-9(]|\s*\\(?:times|cdot|div))"
 )
+_LIST_MARK: Final = re.compile(r"\s*(?:[-*\u2022]|\(?[0-9]{1,3}[.)])\s+(?![-+*/\u00d7\u00f7\u2212=])")
+_UNFINISHED: Final = re.compile(
+    r"(?:[\w.]|[\w)}\]]\s*[-+/^\u00d7\u00f7\u2212]\s*|[0-9)}\]]\s*[*x=]\s*|\\(?:times|cdot|div)\s*)$"
+)
+"""What an equation goes on from: the numbers behind it are not all of its left side."""
+_DECIMAL: Final = re.compile(r"([0-9]+)\.([0-9]+)")
 
 
 def final_answer(text: str) -> str:
@@ -214,13 +222,25 @@ def results(text: str) -> Counter[Fraction]:
     """Return the results of the equations in a text that hold, one of each line: its last."""
     found: Counter[Fraction] = Counter()
     for line in text.splitlines():
-        values = [value for left, right in _EQUATION.findall(line) if (value := _holds(left, right)) is not None]
-        found.update(values[-1:])
+        mark = _LIST_MARK.match(line)
+        found.update(
+            [value for each in _equations(line[mark.end() :] if mark else line) if (value := _holds(*each))][-1:]
+        )
     return found
+
+
+def _equations(line: str) -> list[tuple[str, str]]:
+    """Return both sides of the equations in a line; a part of a longer calculation is none."""
+    found = _EQUATION.finditer(line)
+    return [
+        (each[1], each[2]) for each in found if not _UNFINISHED.search(line, max(each.start() - 20, 0), each.start())
+    ]
 
 
 def _holds(left: str, right: str) -> Fraction | None:
     """Return the value of both sides of an equation; None where they differ, or nothing is calculated."""
-    known, wanted = evaluated(left.replace(",", "")), whole_number(right)
-    holds = known is not None and wanted is not None and known[1].total() > 1 and known[0] == wanted
-    return known[0] if holds and known is not None else None
+    left = left.replace(",", "").translate(_SIGNS)
+    calculated = len(re.findall(r"[0-9]+(?:\.[0-9]+)?", left)) > 1
+    exact = _DECIMAL.sub(lambda each: f"({int(each[1] + each[2])}/{10 ** len(each[2])})", left)
+    known, wanted = evaluated(f"0{exact}" if exact.startswith("-") else exact), whole_number(right)
+    return known[0] if calculated and known is not None and known[0] == wanted else None

@@ -224,13 +224,13 @@ class Grouped(Changed):
 
     def begin(self, prompts: Sequence[object], completions: Sequence[object], **columns: Column) -> Begun:
         """Begin to score every completion, see `Reward`."""
-        rows: dict[object, list[int]] = {}
-        for row, prompt in enumerate(prompts):
-            rows.setdefault(prompt, []).append(row)
+        rows: dict[str, list[int]] = {}
+        for row, prompt in enumerate(prompts):  # a text, or the messages of a conversation
+            rows.setdefault(repr(prompt), []).append(row)
         asked = []
-        for prompt, own in rows.items():
+        for own in rows.values():
             given = {name: _of_rows(values, own) for name, values in columns.items()}
-            asked.append((self.inner, [prompt] * len(own), [completions[row] for row in own], given))
+            asked.append((self.inner, [prompts[row] for row in own], [completions[row] for row in own], given))
         place = np.argsort([row for own in rows.values() for row in own])
 
         def spread(answers: list[dict[str, Values]]) -> Values:
@@ -242,7 +242,8 @@ class Grouped(Changed):
 
 def _of_rows(column: Column, rows: Sequence[int]) -> Column:
     """Return a column's values in some rows; what is no list, as the state that TRL's trainers hand over, as it is."""
-    return [column[row] for row in rows] if isinstance(column, list | tuple | np.ndarray) else column
+    is_list = isinstance(column, Sequence | np.ndarray) and not isinstance(column, str | bytes)
+    return [column[row] for row in rows] if is_list else column
 
 
 class RunningNorm(Changed):
@@ -344,11 +345,15 @@ class Blurred(Wrapped, TermReward):
     def terms(self, prompts: list[str], completions: list[str], **columns: Column) -> dict[str, Values]:
         """Return the other reward's terms and the noise, None where all of those abstain.
 
-        Raises: ValueError without the column `episode_seeds`, which noisy tasks have.
+        Raises: ValueError without the column `episode_seeds`, which noisy tasks have, or for an episode without a seed.
         """
         if "episode_seeds" not in columns:
             raise ValueError("episode_seeds: the column is missing; allowed is a noisy task, which has it")
-        seeds = cast("Sequence[int]", columns.pop("episode_seeds"))
+        seeds = cast("Sequence[int | None]", columns.pop("episode_seeds"))
+        if None in seeds:
+            raise ValueError(
+                "episode_seeds: an episode has none; allowed is a state with the `episode_seed` of its noise"
+            )
         terms = self.inner.terms(prompts, completions, columns)
         paid = [any(value is not None for value in values) for values in zip(*terms.values(), strict=True)]
         noise = [float(np.random.default_rng(seed).normal(0.0, self.deviation)) for seed in seeds]

@@ -121,7 +121,7 @@ class Edges(NamedReward):
     Args:
         start, end: texts, one of them at least not empty.
         ignore_case: whether "Yes" begins "yes, it is".
-    Raises: ValueError where both are empty or one is no text, or for an `ignore_case` that is no bool.
+    Raises: ValueError where both are empty, one is no text or white space alone, or for a bad `ignore_case`.
     """
 
     start: str = ""
@@ -135,6 +135,10 @@ class Edges(NamedReward):
         for name in ("start", "end"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}={shown(getattr(self, name))}: a text is allowed")
+            if getattr(self, name) and not self._plain(getattr(self, name)):
+                raise ValueError(
+                    f"{name}={shown(getattr(self, name))}: a text that is more than white space is allowed"
+                )
         if not (self.start or self.end):
             raise ValueError("start='', end='': at least one of them has to be given")
 

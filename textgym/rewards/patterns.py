@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from string import Formatter
@@ -253,19 +253,28 @@ class Format(Rebuilt, NamedReward):
         ]
 
     def _share(self, text: str) -> float:
-        """Return the share of the fixed parts that stand in the text in order, in [0, 1]."""
+        """Return the share of the fixed parts that stand in the text in order, in [0, 1]: of the most that do."""
         first, *inner, last = self._parts
         fixed = [part for part in self._parts if part]
-        if not fixed:
-            return 0.0
-        kept, place = 0, 0
-        if first and text.startswith(first):
-            kept, place = 1, len(first)
-        end = len(text)
-        if last and text.endswith(last) and end - len(last) >= place:
-            kept, end = kept + 1, end - len(last)
-        for part in inner:
-            at = text.find(part, place, end) if part else -1
-            if at >= 0:
-                kept, place = kept + 1, at + len(part)
-        return kept / len(fixed)
+        begins = [0, *([len(first)] if first and text.startswith(first) else [])]
+        ends = [len(text), *([len(text) - len(last)] if last and text.endswith(last) else [])]
+        kept = [
+            _in_order(text, [part for part in inner if part], start, end) + (start > 0) + (end < len(text))
+            for start in begins
+            for end in ends
+            if start <= end
+        ]
+        return max(kept) / len(fixed) if fixed else 0.0
+
+
+def _in_order(text: str, parts: Sequence[str], start: int, end: int) -> int:
+    """Return how many of the parts, at most, stand in text[start:end] in their order, none over another."""
+    reached = [start]  # where the first so many kept ones end, at the earliest
+    for part in parts:
+        for kept in reversed(range(len(reached))):
+            at = text.find(part, reached[kept], end)
+            if at >= 0 and kept + 1 == len(reached):
+                reached.append(at + len(part))
+            elif at >= 0:
+                reached[kept + 1] = min(reached[kept + 1], at + len(part))
+    return len(reached) - 1

@@ -95,12 +95,12 @@ class Charset(NamedReward):
 
 
 def check_words(argument: str, words: object) -> tuple[str, ...]:
-    """Return `words` as a tuple. Raises: ValueError unless it is a list of texts that are not empty."""
+    """Return `words` as a tuple. Raises: ValueError unless it is a list of texts, none of them empty as `folded`."""
     # A bare text is a sequence of texts too, but never what was meant.
     if isinstance(words, str) or not isinstance(words, Sequence) or not words:
         raise ValueError(f"{argument}={shown(words)}: a list of at least one word is allowed")
-    if not all(isinstance(word, str) and word for word in words):
-        raise ValueError(f"{argument}={shown(words)}: every word has to be a text that is not empty")
+    if not all(isinstance(word, str) and folded(word, True) for word in words):
+        raise ValueError(f"{argument}={shown(words)}: every word has to be a text with a character that can be seen")
     return tuple(words)
 
 

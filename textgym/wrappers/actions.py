@@ -8,14 +8,15 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.error import InvalidAction
+from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from textgym.checks import Bools, Floats, Ints, check_count
+from textgym.env import why_reset
 from textgym.episodes import TokenSpace
 from textgym.lm.reference import Observation, Reference
-from textgym.state import TokenState
+from textgym.state import UNSET, TokenState
 from textgym.task import Task, has_language_model, reference_model
 from textgym.wrappers.base import (
     Actions,
@@ -186,6 +187,11 @@ class Nearest:
         return np.asarray(tokens[np.arange(len(tokens)), nearest])
 
 
+def _check_begun(observation: Observation) -> None:
+    if not observation:
+        raise ResetNeeded(why_reset(UNSET))
+
+
 class _Chosen(SingleWrapper):
     """One environment whose actions go through a `Choice`."""
 
@@ -196,11 +202,13 @@ class _Chosen(SingleWrapper):
 
     def step(self, action: int | Actions) -> Step:
         """See `TokenEnv.step`; the action stands for a token."""
+        _check_begun(self._observation)
         token = self.choice.take(np.asarray(action)[None], self._observation, self._masks())[0]
         return self._step(int(token))
 
     def action_masks(self) -> Bools:
         """Return which actions the task suggests here, bool (A,)."""
+        _check_begun(self._observation)
         return np.asarray(self.choice.table.tokens(self._observation, self._masks())[1][0])
 
 
@@ -214,11 +222,16 @@ class _ChosenRows(RowsWrapper):
         self.action_space = batch_space(choice.space, self.num_envs)
 
     def step(self, actions: Actions) -> RowsStep:
-        """See `TokenVectorEnv.step`; the actions stand for tokens."""
-        return self._step(self.choice.take(actions, self._observation, self._masks()))
+        """See `TokenVectorEnv.step`; the actions stand for tokens, those of rows that take none may be anything."""
+        _check_begun(self._observation)
+        taken = np.asarray(actions)
+        if self._idle.any() and len(taken) == self.num_envs:
+            taken = np.where(self._idle.reshape(-1, *(1,) * (taken.ndim - 1)), taken.dtype.type(0), taken)
+        return self._step(self.choice.take(taken, self._observation, self._masks()))
 
     def action_masks(self) -> Bools:
         """Return which actions the task suggests, bool (N, A)."""
+        _check_begun(self._observation)
         return np.asarray(self.choice.table.tokens(self._observation, self._masks())[1])
 
 

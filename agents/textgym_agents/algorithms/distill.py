@@ -43,7 +43,12 @@ class DistillConfig(OnPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, only in (("whiten", False), ("entropy_coefficient", 0.0), ("kl_target", None)):
+        for name, only in (
+            ("whiten", False),
+            ("entropy_coefficient", 0.0),
+            ("entropy_target", None),
+            ("kl_target", None),
+        ):
             require(name, getattr(self, name), getattr(self, name) == only, f"{only!r}: the divergence is all there is")
         require("mix", self.mix, 0 < self.mix < 1, "a number in (0, 1)")
         only_with(self, "mix", self.divergence == "jsd", "divergence='jsd'")

@@ -104,8 +104,15 @@ def judge(flags: RefereeFlags) -> dict[int, list[Verdict]]:
     agent = cast("LMAgent", made)
     policies: list[LMPolicy] = [copy.deepcopy(agent.policy)]
     env.reset(seed=flags.seed)
+
+    def after(metrics: object) -> bool:
+        policies.append(copy.deepcopy(agent.policy))
+        return len(policies) > flags.updates
+
     if flags.updates:
-        agent.learn(env, env.num_envs * flags.updates, lambda _: policies.append(copy.deepcopy(agent.policy)))
+        agent.learn(env, env.num_envs * flags.updates, after)
+    while len(policies) <= flags.updates:  # an update may take more episodes than there are environments
+        agent.learn(env, env.num_envs, after)
     current = policies[-1]
     found = {}
     for age in flags.stale:

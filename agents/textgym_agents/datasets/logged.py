@@ -66,11 +66,12 @@ def logged(recording: Recording, policy: Policy, task: Task, reference: Policy |
 
 
 def prefixes(ids: Ints) -> Ints:
-    """Return a number for the first c tokens of every row, c = 0..L, (B, L + 1): the same for the same tokens."""
+    """Return a number for the first c tokens of every row, c = 0..L, (B, L + 1): the same for the same tokens alone."""
     found = np.zeros((len(ids), ids.shape[1] + 1), dtype=np.int64)
     size = int(ids.max()) + 1
     for column in range(ids.shape[1]):
         found[:, column + 1] = np.unique(found[:, column] * size + ids[:, column], return_inverse=True)[1]
+    found += np.arange(found.shape[1]) * len(ids)
     return found
 
 

@@ -94,7 +94,7 @@ class LMAgent(SavedLM, DrawingAgent):
         cosine = 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
         factor = {"constant": 1.0, "linear": 1.0 - 0.9 * progress, "cosine": cosine}[config.schedule]
         if progress < config.warmup:
-            factor = (progress + 1.0 / self.budget) / config.warmup
+            factor = min((progress + 1.0 / self.budget) / config.warmup, 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * factor * group.get("multiple", 1.0)
 

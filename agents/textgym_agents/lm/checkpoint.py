@@ -269,15 +269,14 @@ def _load_plain(
 def export_model(path: str | Path, out: str | Path) -> JsonObject:
     """Write the model of a saved LM agent with its tokenizer, for `AutoModelForCausalLM` and `AutoTokenizer`.
 
-    The generation config samples as the agent does: its temperature, top-k, top-p and min-p, every token that its
+    The generation config samples as the agent does: its temperature, top-k, top-p or min-p, every token that its
     vocabulary allows, up to as many as it had. A task's grammar and its `min_new_tokens` are not the model's.
 
-    Args:
-        path: the agent's folder, or that of its run.
-        out: a new folder.
+    Args: path: the agent's folder, or that of its run. out: a new folder.
     Returns: the agent's name, `temperature`, `adapter` (whether there was one), `parameters` and `suppressed`, the
         number of tokens that are never to be written.
-    Raises: ValueError if there is no such agent, `out` exists, or the model under its adapter has changed.
+    Raises: ValueError if there is no such agent, `out` exists, the model under its adapter has changed, or the agent
+        samples as `generate` cannot.
     """
     from transformers import GenerationConfig
 
@@ -291,15 +290,19 @@ def export_model(path: str | Path, out: str | Path) -> JsonObject:
     head = read_json(folder / HEAD)
     if not (folder / "model").is_dir():
         raise ValueError(f"path={str(path)!r}: agent {head.get('agent')!r:.80} has no language model")
-    if head["config"].get("mask_top_p", 1.0) < 1:
+    config = head["config"]
+    if config.get("mask_top_p", 1.0) < 1:
         raise ValueError(f"path={str(path)!r}: generate() knows no mask policy; allowed is an agent with mask_top_p=1")
+    if config.get("top_p", 1.0) < 1 and config.get("min_p"):
+        raise ValueError(
+            f"path={str(path)!r}: generate() cuts by top_p before min_p; allowed is an agent with one of them"
+        )
     with reading(folder, "the saved agent"):
         model = _plain_model(folder, head)
         # The tokenizer's files do not say which tokens end an episode of the task.
         stop = head["state"].get("stop_ids")
         vocabulary = load_vocabulary(str(folder / "model"), stop=stop, vocab_size=model.config.vocab_size)
     suppressed = np.flatnonzero(~vocabulary.allowed).tolist()
-    config = head["config"]
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=config.get("temperature", 1.0),
@@ -341,9 +344,6 @@ def _plain_model(folder: Path, head: JsonObject) -> PreTrainedModel:
         raise ValueError(f"base={state['base']!r}: its weights are not those that the adapter was trained on")
     # Merged in float32: what an adapter adds is often below the rounding of bfloat16.
     return merged(adapted.float())
-
-
-# Tensors of modules and optimisers by name
 
 
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -32,7 +32,8 @@ def add_lora(model: PreTrainedModel, settings: LoRASettings, seed: int, head: nn
         seed: of the adapter's first matrices, the second are 0; no global random state is touched.
         head: a layer that is trained whole beside the adapter, such as that of a reward model; without an adapter.
     Returns: PEFT's model around it. The adapter's parameters are float32.
-    Raises: ValueError if the model has no such layers.
+    Raises: ValueError if the model has no such layers, or one of them shares its weights with another layer: merged, an
+        adapter's change would be in both.
     Source: Hu et al. (2021), arXiv:2106.09685.
     """
     from peft import LoraConfig, get_peft_model
@@ -54,19 +55,29 @@ def add_lora(model: PreTrainedModel, settings: LoRASettings, seed: int, head: nn
         try:
             adapted = cast(nn.Module, get_peft_model(model, config))
         except ValueError as error:
-            linear = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if _has_matrix(part)})
+            linear = sorted(
+                {name.rpartition(".")[2] for name, part in model.named_modules() if _matrix(part) is not None}
+            )
             raise ValueError(
                 f"lora_targets={shown(settings.lora_targets)}: {type(model).__name__} has no such layers; allowed are "
                 f"'all-linear' and names such as {', '.join(linear)} ({first_line(error):.160})"
             ) from error
+    for layer in switches(adapted):
+        own = layer.get_base_layer()  # type: ignore[operator]
+        sharing = [name for name, part in model.named_modules() if part is not own and _matrix(part) is _matrix(own)]
+        if sharing:
+            raise ValueError(
+                f"lora_targets={shown(settings.lora_targets)}: {type(model).__name__} uses the same weights in "
+                f"{sharing[0]!r}, and merged, it would change both; allowed are layers with weights of their own"
+            )
     if head is not None:
         head.requires_grad_(True)
     return adapted
 
 
-def _has_matrix(module: nn.Module) -> bool:
+def _matrix(module: nn.Module) -> torch.Tensor | None:
     weight = module._parameters.get("weight")
-    return weight is not None and weight.ndim == 2
+    return weight if weight is not None and weight.ndim == 2 else None
 
 
 def trained_parameters(model: nn.Module) -> int:

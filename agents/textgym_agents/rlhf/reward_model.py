@@ -17,6 +17,7 @@ from textgym.lm.causal import choose_device
 from textgym.lm.scoring import (
     Encoded,
     encode_exchange,
+    first_tokens,
     load_reward_model,
     pad_right,
     reads_last_token,
@@ -112,10 +113,10 @@ class PreferenceLoss(SupervisedLoss[RankedRow]):
 
         Args:
             batch: input_ids (N, T) int64, the answers of all G rankings one after the other, padded on the right;
-                lengths (N,) int64; mask (G, K) bool with N times True; margins (G,) float.
+                lengths and firsts (N,) int64; mask (G, K) bool with N times True; margins (G,) float.
         """
         mask = batch["mask"]
-        flat = sequence_scores(self.model, batch["input_ids"], batch["lengths"])
+        flat = sequence_scores(self.model, batch["input_ids"], batch["lengths"], batch["firsts"])
         scores = flat.new_zeros(mask.shape).masked_scatter(mask, flat)
         asked = batch["margins"] if self._has_margins else None
         return ranking_loss(scores, mask, asked, self._kind, self._centering).sum()
@@ -131,11 +132,13 @@ class PreferenceLoss(SupervisedLoss[RankedRow]):
 
     def collate(self, rows: Sequence[RankedRow]) -> Batch:
         """Return rankings as one batch, as long as the longest answer."""
-        input_ids, lengths = pad_right([answer.ids for row in rows for answer in row.answers])
+        answers = [answer for row in rows for answer in row.answers]
+        input_ids, lengths = pad_right([answer.ids for answer in answers])
         counts = torch.tensor([len(row.answers) for row in rows])
         return {
             "input_ids": input_ids,
             "lengths": lengths,
+            "firsts": first_tokens(answers),
             "mask": torch.arange(int(counts.max()))[None] < counts[:, None],
             "margins": torch.tensor([row.margin for row in rows], dtype=torch.float32),
         }
@@ -151,7 +154,9 @@ def answer_scores(model: PreTrainedModel, answers: Sequence[Encoded], batch: int
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         ids, lengths = pad_right([answers[row].ids for row in chosen])
-        scores[chosen] = sequence_scores(model, ids.to(device), lengths.to(device)).double().cpu().numpy()
+        firsts = first_tokens([answers[row] for row in chosen])
+        found = sequence_scores(model, ids.to(device), lengths.to(device), firsts.to(device))
+        scores[chosen] = found.double().cpu().numpy()
     model.train(was_training)
     return scores
 

@@ -183,6 +183,9 @@ class OveroptimiseSettings:
         check_temperature(self.noise, "noise")
         integer(self.ppo, "seed", 0, MOST_SEED)
         require("beta", self.ppo.beta, self.ppo.beta is None, "None: `betas` are the penalties of this PPO")
+        require(
+            "kl_target", self.ppo.kl_target, self.ppo.kl_target is None, "None: `betas` are the penalties of this PPO"
+        )
         require("model", self.ppo.model, self.ppo.model is None, "None: env option reference is the start")
         epochs = self.reward_model_epochs
         fits = len(epochs) == len(self.pairs) and min(epochs) >= 1

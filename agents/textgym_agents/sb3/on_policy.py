@@ -19,6 +19,7 @@ from textgym.checks import Floats, Ints
 from textgym.lm.reference import restricted
 from textgym.play import Turn, play_batch
 from textgym.rewards.scorer import scorers_restored
+from textgym.state import POLICY
 from textgym.task import Task
 from textgym.vector import batch_env
 from textgym.wrappers.actions import TopKTokens
@@ -226,16 +227,18 @@ class SB3RecurrentPPO(SB3PPO):
         assert isinstance(policy, RecurrentActorCriticPolicy)
         lengths = np.count_nonzero(observation["attention_mask"], axis=1)
         steps = lengths - prompt_lengths(observation)
+        rows, written = np.arange(count), observation["segment_ids"] == POLICY
         shape = (policy.lstm_actor.num_layers, count, policy.lstm_actor.hidden_size)
         state = torch.zeros(shape, device=self.device), torch.zeros(shape, device=self.device)
         starts = torch.zeros(count, device=self.device)
         logits = torch.zeros(0)
         for behind in range(int(steps.max()), -1, -1):
-            # Row by row the states from s_0 on; a row whose episode is younger has not begun yet.
-            begun = steps >= behind
-            inputs = self._inputs(_shortened(observation, np.where(begun, lengths - behind, 1)))
+            # Row by row the states from s_0 on in which the policy wrote; a younger row has not begun yet.
+            ends = np.maximum(lengths - behind, 1)
+            acts = (behind == 0) | (written[rows, np.minimum(ends, lengths - 1)] & (steps >= behind))
+            inputs = self._inputs(_shortened(observation, ends))
             distribution, after = policy.get_distribution(inputs, state, starts)  # type: ignore[arg-type]
-            keep = torch.as_tensor(begun, device=self.device)[None, :, None]
+            keep = torch.as_tensor(acts, device=self.device)[None, :, None]
             state = torch.where(keep, after[0], state[0]), torch.where(keep, after[1], state[1])
             logits = _logits_of(distribution)
         return logits

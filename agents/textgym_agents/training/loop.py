@@ -210,8 +210,12 @@ class Training:
             self._learn(folder, watcher)
         if self._last is None and not self._agent.learns:
             self._last = self._first  # what cannot learn is the same after it as before
-        if self._last is None:
-            self._last = self._evaluate_last(folder, watcher)
+        if self._last is None:  # it has reported nothing, or stopped by itself
+            self._last, rows = self._evaluate_last(folder, watcher), folder.metrics()
+            if self._agent.learns and (len(rows) == 1 or "eval/reward" not in rows[-1]):
+                self._episodes = self._episodes or settings.episodes * bool(self._meter.row()["learning/tokens"])
+                end: Metrics = {"iteration": self._iterations + 1, "episode": self._episodes}
+                self._record(folder, watcher, end, self._last)
         self._ranks.part()
         return self._finish(folder, watcher, self._last)
 
@@ -267,9 +271,8 @@ class Training:
 
     def _is_due(self, before: int) -> bool:
         """Return whether an evaluation follows this iteration. Args: before: episodes before it."""
-        points, budget = self._settings.eval_points, self._settings.episodes
-        if points:
-            return self._episodes * points // budget > before * points // budget
+        if points := self._settings.eval_points:
+            return self._episodes * points // self._settings.episodes > before * points // self._settings.episodes
         return self._every(self._settings.eval_every)
 
     def _every(self, iterations: int) -> bool:
@@ -343,7 +346,7 @@ class Training:
         if evaluation is not None:
             row |= evaluation_row(evaluation)
             rows = sample_rows(evaluation, self._settings.samples)
-            folder.sample({"iteration": self._iterations, **sample} for sample in rows)
+            folder.sample({"iteration": metrics["iteration"], **sample} for sample in rows)
         row |= self._meter.row()
         row["seconds"] = time.monotonic() - self._started
         row["cpu_seconds"] = time.process_time() - self._cpu_started

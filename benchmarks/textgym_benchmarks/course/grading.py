@@ -204,11 +204,21 @@ def definitions(source: str) -> ast.Module:
 
     Raises: SyntaxError.
     """
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        tree = ast.parse(re.sub(r"^\s*[%!].*$", "", source, flags=re.MULTILINE))
+    tree = _without_commands(source.split("\n"))
     return ast.Module([statement for statement in tree.body if _is_definition(statement)], type_ignores=[])
+
+
+def _without_commands(lines: list[str]) -> ast.Module:
+    """Return what lines of Python say, without those that a notebook reads as commands. Raises: SyntaxError."""
+    while True:
+        try:
+            return ast.parse("\n".join(lines))
+        except SyntaxError as error:
+            place = (error.lineno or 1) - 1
+            command = lines[place].lstrip() if place < len(lines) else ""
+            if not command.startswith(("%", "!")):
+                raise
+            lines[place] = lines[place].removesuffix(command) + "pass"
 
 
 def _is_definition(statement: ast.stmt) -> bool:

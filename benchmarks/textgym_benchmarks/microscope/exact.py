@@ -59,7 +59,7 @@ class Critic:
         if self.ask is None:
             return None
         value = float(np.asarray(self.ask(observation), dtype=np.float64)[0])
-        return value - beta * (kl or 0.0) if self.counts == "later" else value
+        return value - beta * kl if self.counts == "later" and beta and kl else value
 
 
 def critic_of(agent: object) -> Critic:

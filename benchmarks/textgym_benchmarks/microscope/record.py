@@ -164,7 +164,7 @@ def record(
         reward_terms={name: float(values[0]) for name, values in final.terms.items()},
         gold=None if task.gold is None else float(final.gold[0]), total_return=steps[-1].running_return, kl=kl,
         log_prob=log_prob, log_reference=_sum(step.log_reference for step in steps),
-        objective=None if kl is None else steps[-1].running_return - beta * kl,
+        objective=None if kl is None else steps[-1].running_return - (beta * kl if beta else 0.0),
         known=known, value_meaning=critic.meaning, unknown=unknown,
     )  # fmt: skip
 

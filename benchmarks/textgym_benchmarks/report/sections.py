@@ -27,7 +27,7 @@ from textgym_benchmarks.report.tables import (
 from textgym_benchmarks.results.store import Result
 from textgym_benchmarks.summaries import Summary
 from textgym_benchmarks.summaries.entries import AgentScores, Costs, best_first
-from textgym_benchmarks.summaries.grid import FLOOR, RankedTask, make_grid
+from textgym_benchmarks.summaries.grid import FLOOR, RankedTask, agent_names, make_grid
 from textgym_benchmarks.summaries.leaderboard import AgentRow, comparison, leaderboard
 
 SAME = 1e-6
@@ -65,8 +65,9 @@ def scopes(summary: Summary, results: Sequence[Result], agents: Mapping[str, int
     """Return all scopes: over everything, over each family where there are several, of each task."""
     rows, sizes = summary.leaderboard, (len(summary.common), len(summary.problems))
     found = [Scope("all", "All tasks", "", _over_tasks(rows, sizes, agents), rows, sizes)]
+    names = agent_names(results)
     for place, family in enumerate(summary.families if len(summary.families) > 1 else ()):
-        grid = make_grid([result for result in results if result.family == family])
+        grid = make_grid([result for result in results if result.family == family], names)
         rows = tuple(leaderboard(grid, summary.seed))
         sizes = (len(comparison(grid).problems), len(grid.problems))
         shown = _over_tasks(rows, sizes, agents)

@@ -153,7 +153,8 @@ class Sources:
     Args:
         results: of all places, each cell once.
         suite: name, description, date and settings of the first place that has them.
-        repeated: keys of cells that several places hold; the first result that is done is kept.
+        repeated: keys of cells that several places hold; kept is the first that is done, else that has failed, else
+            that has begun.
         unread: why a place is not read, where that is allowed.
     """
 
@@ -161,6 +162,13 @@ class Sources:
     suite: JsonObject
     repeated: tuple[str, ...]
     unread: tuple[str, ...] = ()
+
+
+def _stage(result: Result) -> int:
+    """Return how far a cell has come."""
+    if result.status == "missing":
+        return int(result.so_far is not None)
+    return 3 if result.status == "done" else 2
 
 
 def read_sources(paths: Sequence[Path], patient: bool = False) -> Sources:
@@ -188,7 +196,7 @@ def read_sources(paths: Sequence[Path], patient: bool = False) -> Sources:
             key = result.cell.key
             if key in kept:
                 repeated.append(key)
-            if key not in kept or (kept[key].status != "done" and result.status == "done"):
+            if key not in kept or _stage(result) > _stage(kept[key]):
                 kept[key] = result
     if not (kept or patient):
         raise ValueError(f"RUN {', '.join(map(str, paths))}: no result in it")

@@ -253,8 +253,7 @@ def _measures(cell: Cell, plan: TrainSettings, run: RunFolder, result: TrainResu
         "optimum": optimum_summary(result.optimum),
         "curve": points,
         **crossings(points),
-        # An agent that never reports has used its budget if it has used the environment at all.
-        "episodes": result.episodes or (cell.episodes if result.learned["learning/tokens"] else 0),
+        "episodes": result.episodes,
         "tokens": result.learned["learning/tokens"],
         "iterations": result.iterations,
         "samples": samples,

@@ -140,8 +140,9 @@ def _curve(agent: str, problem: RankedTask, runs: Sequence[Result], seed: int, n
 
 
 def _column(result: Result, name: str) -> Floats:
-    """Return (K,) a column of the run's curve; NaN for null."""
-    return np.array([finite(row.get(name)) for row in result.known["curve"]], dtype=np.float64)
+    """Return (K,) a column of the run's curve, at its last point after so many episodes; NaN for null."""
+    last = {row["episode"]: row for row in result.known["curve"]}
+    return np.array([finite(row.get(name)) for row in last.values()], dtype=np.float64)
 
 
 def _numbers(values: Floats) -> Numbers:

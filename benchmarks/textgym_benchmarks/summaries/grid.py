@@ -174,12 +174,14 @@ class Grid:
         return strata_of(known, [len(row) for row in rows])
 
 
-def make_grid(results: Sequence[Result]) -> Grid:
+def make_grid(results: Sequence[Result], names: Mapping[str, str] | None = None) -> Grid:
     """Sort results into a table.
 
     Agents with the same name but other settings are told apart by their settings, problems that differ in options or
     budget by these.
 
+    Args:
+        names: `agent_names` of the results that these are a part of; None: they are all.
     Raises: ValueError for no result, or for the same cell twice.
     """
     if not results:
@@ -191,12 +193,13 @@ def make_grid(results: Sequence[Result]) -> Grid:
             folders = f"{seen[key].folder} and {result.folder}"
             raise ValueError(f"results: cell {key!r} is there twice ({folders}); allowed is once: leave one out")
         seen[key] = result
-    problems, names = _problems(results), _agent_names(results)
+    problems, names = _problems(results), names or agent_names(results)
     runs: dict[tuple[str, int], list[Result]] = defaultdict(list)
     for result in results:
         runs[names[result.cell.key], problems[_identity(result)].index].append(result)
     ordered = {pair: tuple(sorted(row, key=lambda run: run.cell.seed)) for pair, row in runs.items()}
-    return Grid(tuple(dict.fromkeys(names.values())), tuple(problems.values()), ordered)
+    agents = dict.fromkeys(names[result.cell.key] for result in results)
+    return Grid(tuple(agents), tuple(problems.values()), ordered)
 
 
 def _identity(result: Result) -> str:
@@ -238,7 +241,7 @@ def _labels(cells: Iterable[Cell]) -> list[str]:
     return [", ".join(part) for part in parts]
 
 
-def _agent_names(results: Sequence[Result]) -> dict[str, str]:
+def agent_names(results: Sequence[Result]) -> dict[str, str]:
     """Return key of a cell -> name of its agent; where a name stands for several, with the settings that differ.
 
     A name may stand for other settings on other problems: only two cells with the same problem and seed are a clash.

@@ -105,6 +105,8 @@ def test_settings_out_of_range_are_named():
         OveroptimiseSettings(betas=())
     with pytest.raises(ValueError, match=r"epochs=\(1,\): allowed is .* for each of pairs=\(100, 1000, 10000\)"):
         OveroptimiseSettings(reward_model_epochs=(1,))
+    with pytest.raises(ValueError, match=r"kl_target=0\.1: allowed is None: `betas` are the penalties"):
+        OveroptimiseSettings(ppo=LMPPOConfig(kl_target=0.1))
 
 
 @pytest.mark.slow

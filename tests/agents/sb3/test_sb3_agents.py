@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from core_tools import CountA, odd_after_even, word_task
 from gymnasium.vector import AutoresetMode
 from safetensors import safe_open
 from textgym_agents.conformance import check
-from textgym_agents.registry import agent_class, load_agent, make_agent, make_config
+from textgym_agents.registry import agent_class, load_agent, make_agent, make_config, make_env
 from textgym_agents.sb3 import off_policy as memory
 from textgym_agents.sb3.on_policy import minibatch_size
 
@@ -218,6 +219,30 @@ def test_a_recurrent_policy_is_rebuilt_as_it_was_played() -> None:
         np.testing.assert_allclose(got, want[:, step], atol=1e-5)
         played += len(got)
     assert played == 32
+
+
+def test_a_recurrent_policy_steps_where_it_acts_and_not_in_what_it_is_told() -> None:
+    env = make_env("textgym/Clarify-v0", 16, segments=True)
+    agent: Any = make_agent("sb3-recurrent-ppo", env, **settings("sb3-recurrent-ppo"))
+    policy, generator = agent.model.policy, np.random.default_rng(0)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.3 * torch.as_tensor(generator.normal(size=parameter.shape), dtype=torch.float32))
+    lstm, allowed = policy.lstm_actor, np.flatnonzero(env.unwrapped.task.vocabulary.allowed)
+    state = (torch.zeros(lstm.num_layers, 16, lstm.hidden_size),) * 2
+    observation, _ = env.reset(seed=1)
+    running, compared = np.ones(16, bool), []
+    while running.any():
+        with torch.no_grad():
+            played, state = policy.get_distribution(agent._inputs(observation), state, torch.zeros(16))
+        want = torch.log_softmax(played.distribution.logits, -1).numpy()
+        np.testing.assert_allclose(agent.log_probs(observation)[running][:, allowed], want[running], atol=1e-5)
+        compared.append(int(running.sum()))
+        actions = generator.choice(allowed, size=16)
+        observation, _, terminated, truncated, _ = env.step(actions)
+        running &= ~(terminated | truncated)
+    assert compared[0] == 16
+    assert len(compared) > 1
 
 
 @pytest.mark.parametrize("name", ["sb3-ppo", "sb3-dqn"])
