@@ -112,6 +112,7 @@ def test_train_then_evaluate(capsys):
     assert_one_line(*run(capsys, "train", "Helpful-v0", "--out", folder, "--resume")[::2], "nothing to resume")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is a POSIX signal here")
 def test_ctrl_c_leaves_a_run_that_can_go_on(capsys):

@@ -215,6 +215,7 @@ def test_what_memory_returns_is_there_after_an_interruption(folder):
     del sys.modules["my_baseline"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_it_passes_every_check_that_applies(folder):
     findings = check(NAME, [*check_names(slow=False), "gradient of J"], envs=32, iterations=2)

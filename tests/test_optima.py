@@ -228,7 +228,9 @@ def test_committed_optima_hold_what_other_samples_found(name, independent):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", COMMITTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if place else []) for place, name in enumerate(COMMITTED)]
+)
 def test_every_sampled_task_of_the_suite_core_has_a_committed_optimum(name):
     task = make_task(name)
     optimum = optimum_of(task)

@@ -153,7 +153,11 @@ def test_the_guide_s_package_is_used_by_name(vowels: Path) -> None:
         (("vowels", "--help"), "What to score."),
         (("list", "--json"), '"id": "textgym/Vowels-v0"'),
         (("bench", "--list"), "Vowels by cross-entropy."),
-        (("bench", "--suite", "vowels", "--seeds", "1", "--engine", "serial"), "cross-entropy"),
+        pytest.param(
+            ("bench", "--suite", "vowels", "--seeds", "1", "--engine", "serial"),
+            "cross-entropy",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_the_guide_s_package_on_the_command_line(vowels: Path, words: tuple[str, ...], said: str) -> None:

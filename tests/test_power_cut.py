@@ -64,7 +64,9 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
         yield found
 
 
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if name == "lm-ppo" else []) for name in AGENTS]
+)
 def test_a_saved_agent_is_there(name: str, tmp_path: Path, patch: pytest.MonkeyPatch) -> None:
     env = make_env(TASK, 4)
     agent: Any = make_agent(name, env, **AGENTS[name])

@@ -196,6 +196,7 @@ def test_masks_come_from_other_processes() -> None:
     assert masks.any(1).all()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_memory_does_not_grow_with_episodes() -> None:
     process = pytest.importorskip("psutil").Process()

@@ -75,7 +75,9 @@ def test_the_performance_difference():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pay", ["end", "every", "difference"])
+@pytest.mark.parametrize(
+    "pay", ["end", *(pytest.param(pay, marks=pytest.mark.long) for pay in ("every", "difference"))]
+)
 def test_sampled_returns_lie_within_four_standard_errors(pay):
     task = small_task(gamma=0.9, reward=Paid(pay, 0.9))
     policy, reference = Table(6), bigram()

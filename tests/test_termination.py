@@ -87,6 +87,7 @@ def test_a_training_is_saved() -> None:
     assert folder.marked() == folder.metrics()[-1]["iteration"] > 2  # what was learned last is in the checkpoint
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_bench_and_its_workers_are_saved() -> None:
     words = ("bench", "--tasks", "Bandit-v0", "--agents", "q-learning", "--episodes", "100000000", "--seeds", "1")

@@ -308,6 +308,7 @@ def test_a_template_that_loops_where_nothing_limits_its_cpu_is_ended_by_the_cloc
     assert JinjaTemplate("again {{ messages[0].content }}", {})("b") == "again b"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits there")
 def test_the_seconds_of_a_template_that_loops_are_cpu_seconds_and_used_once(tmp_path: Path) -> None:

@@ -56,10 +56,7 @@ def _iterations(agent):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "agent",  # of these three other forms are asked below
-    [
-        pytest.param(name, marks=[pytest.mark.long] if name in ("grpo", "reinforce", "vine-ppo") else [])
-        for name in NOT_ASKED_OF
-    ],
+    [pytest.param(name, marks=[pytest.mark.long] if name != "rloo" else []) for name in NOT_ASKED_OF],
 )
 def test_it_passes_every_check_that_applies(agent):
     assert outcomes(agent, _iterations(agent)) == ({}, NOT_ASKED_OF[agent])

@@ -29,15 +29,7 @@ from textgym_agents.training.ranks import Ranks, share
 from agents import rank_jobs
 from textgym import make_task
 
-FIRST = ("lm-ppo", "lora")
-"""The cases that are left when those marked `long` are left out."""
 PAIRS = [("ddp", name) for name in rank_jobs.CASES] + [("fsdp", name) for name in SHARDED]
-
-
-def marked(*values: str) -> Any:
-    """Return the parameters of a test; the last is a case."""
-    marks = [] if values[-1] in FIRST else [pytest.mark.long]
-    return pytest.param(*values, id=", ".join(reversed(values)), marks=marks)
 
 
 def test_ranks_own_what_they_have_played_and_are_dealt_the_rest() -> None:
@@ -85,34 +77,22 @@ def test_a_start_that_will_be_sharded_is_pages_of_its_file(
     assert start.apart
 
 
-class Learned:
-    """The folders of one rank, and of two that hold all weights, or parts of them. Args: root: of all."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def __call__(self, case: str) -> Mapping[str, Path]:
-        """Return the folders, by name, where a case was learned, with all others that are marked as it is."""
-        cases = [name for name in rank_jobs.CASES if (name in FIRST) == (case in FIRST)]
-        root = self.root / str(case in FIRST)
-        folders = {name: root / name for name in ("alone", "ddp", "fsdp")}
-        if not root.exists():
-            for folder in folders.values():
-                rank_jobs.write_models(folder)
-            rank_jobs.learn(folders["alone"], "fsdp", *cases)  # alone it says nothing
-            run_job("learn_both_and_fit", root, *cases)
-        return folders
-
-
 @pytest.fixture(scope="module")
-def learn(tmp_path_factory: pytest.TempPathFactory) -> Learned:
-    return Learned(tmp_path_factory.mktemp("learned"))
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Return the folders of one rank, and of two that hold all weights, or parts of them."""
+    root = tmp_path_factory.mktemp("learned")
+    folders = {name: root / name for name in ("alone", "ddp", "fsdp")}
+    for folder in folders.values():
+        rank_jobs.write_models(folder)
+    rank_jobs.learn(folders["alone"], "fsdp", *rank_jobs.CASES)  # alone it says nothing
+    run_job("learn_both_and_fit", root, *rank_jobs.CASES)
+    return folders
 
 
+@pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize(("parallel", "case"), [marked(*pair) for pair in PAIRS])
-def test_two_ranks_learn_what_one_learns(learn: Learned, parallel: str, case: str) -> None:
-    learned = learn(case)
+@pytest.mark.parametrize(("parallel", "case"), PAIRS)
+def test_two_ranks_learn_what_one_learns(learned: Mapping[str, Path], parallel: str, case: str) -> None:
     one, two = (load_file(learned[name] / f"{case}.safetensors") for name in ("alone", parallel))
     assert one.keys() == two.keys()
     for name, tensor in one.items():  # of a sharded policy the value head always has a gradient, here 0
@@ -138,10 +118,11 @@ def test_two_ranks_learn_what_one_learns(learn: Learned, parallel: str, case: st
         assert row == pytest.approx(other, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [marked(case) for case in rank_jobs.READ_AGAIN])
-def test_every_rank_writes_a_part_and_one_process_reads_all(learn: Learned, case: str) -> None:
-    root = learn(case)["fsdp"]
+@pytest.mark.parametrize("case", rank_jobs.READ_AGAIN)
+def test_every_rank_writes_a_part_and_one_process_reads_all(learned: Mapping[str, Path], case: str) -> None:
+    root = learned["fsdp"]
     folder, gathered = root / case, load_file(root / f"{case}.gathered.safetensors")
     assert json.loads((root / f"{case}.json").read_text())["unlike"] == []  # of what two ranks read again
     files = sorted((folder / SHARDS).glob("*.safetensors"))
@@ -162,9 +143,10 @@ def test_every_rank_writes_a_part_and_one_process_reads_all(learn: Learned, case
     assert not torch.equal(before, read.policy.value_head.weight)
 
 
+@pytest.mark.long
 @pytest.mark.slow
-def test_a_shard_that_is_damaged_is_named(learn: Learned, tmp_path: Path) -> None:
-    saved = learn("lm-ppo")["fsdp"] / "lm-ppo"
+def test_a_shard_that_is_damaged_is_named(learned: Mapping[str, Path], tmp_path: Path) -> None:
+    saved = learned["fsdp"] / "lm-ppo"
 
     def refused(name: str, damage: Callable[[Path], object], problem: str) -> None:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -194,10 +176,10 @@ def test_a_shard_that_is_damaged_is_named(learn: Learned, tmp_path: Path) -> Non
     refused("shards.json", lambda path: path.write_text('{"world": 2}'), "the list of tensors is damaged")
 
 
+@pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [marked(case) for case in ADAPTED])
-def test_a_sharded_adapter_is_saved_as_one_process_saves_it(learn: Learned, case: str) -> None:
-    learned = learn(case)
+@pytest.mark.parametrize("case", ADAPTED)
+def test_a_sharded_adapter_is_saved_as_one_process_saves_it(learned: Mapping[str, Path], case: str) -> None:
     one, two = (learned[name] / case for name in ("alone", "fsdp"))
     files = [path.relative_to(one) for path in one.rglob("*.safetensors") if path.parent != one]
     named = case != "adapter folder"  # its merged base is in no other place
@@ -215,12 +197,13 @@ def test_a_sharded_adapter_is_saved_as_one_process_saves_it(learn: Learned, case
     assert [("base" in each, "reference" in each) for each in states] == 2 * [(named, not named)]
 
 
+@pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.long), "fsdp"])
-def test_two_ranks_fit_what_one_fits(learn: Learned, tmp_path: Path, parallel: str) -> None:
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_fit_what_one_fits(learned: Mapping[str, Path], tmp_path: Path, parallel: str) -> None:
     rank_jobs.fit(tmp_path / "one", parallel)
     if parallel == "fsdp":
-        shutil.copytree(learn("lm-ppo")["fsdp"].parent / "fitted", tmp_path / "two")
+        shutil.copytree(learned["fsdp"].parent / "fitted", tmp_path / "two")
     else:
         run_job("fit", tmp_path / "two", parallel)
     for name in ("sft", "lora", "reward"):

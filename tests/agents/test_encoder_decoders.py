@@ -191,6 +191,7 @@ def test_an_exported_policy_generates_what_the_agent_says(make, tmp_path):
         np.testing.assert_allclose(got[possible], want[possible], atol=1e-4)
 
 
+@pytest.mark.long
 def test_the_command_line_trains_a_folder_and_hands_it_on(tmp_path, capsys):
     save_with_tokenizer(tiny_t5, tmp_path / "t5")
     model, out = str(tmp_path / "t5"), str(tmp_path / "run")

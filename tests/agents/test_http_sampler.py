@@ -96,7 +96,7 @@ def test_replayed_completions_are_the_rollout_of_the_own_decoder(server, client,
         np.testing.assert_allclose(found.bootstrap_kl, want.bootstrap_kl, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [LMPPO, GRPO])
+@pytest.mark.parametrize("kind", [pytest.param(LMPPO, marks=pytest.mark.long), GRPO])
 def test_an_agent_learns_by_a_server_as_by_the_own_decoder(server, kind):
     group = {"group": 4} if kind is GRPO else {}
     agents = [adapted_agent(kind=kind, sampler=where, top_p=0.95, **group) for where in (server.address, None)]

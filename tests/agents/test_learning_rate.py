@@ -28,7 +28,7 @@ def test_a_tiny_start_has_its_own_learning_rate_which_a_checkpoint_keeps(tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kl", ["exact", "k1"])
+@pytest.mark.parametrize("kl", [pytest.param("exact", marks=pytest.mark.long), "k1"])
 def test_what_the_first_batch_has_moved_settles_the_learning_rate(kl, tmp_path):
     task = make_task("Helpful")
     config = RLOOConfig(batch=16, epochs=1, minibatches=2, kl=kl, schedule="constant", device="cpu", update_kl=0.32)

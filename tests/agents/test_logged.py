@@ -22,10 +22,8 @@ from textgym.task import make_reference
 CPU = {"device": "cpu"}
 TABLE = {"device": "cpu", "model": "table"}
 FEW = ("Stop", "TwoModes")
-MANY = [
-    *FEW,
-    *(pytest.param(name, marks=pytest.mark.long) for name in ("Bandit", "Scale", "BetaSweep", "Deceptive", "BigVocab")),
-]
+LATER = ("Stop", "Bandit", "Scale", "BetaSweep", "Deceptive", "BigVocab")
+MANY = ["TwoModes", *(pytest.param(name, marks=pytest.mark.long) for name in LATER)]
 AGENTS = ("ilql", "cql", "mc-values", "awr")
 
 

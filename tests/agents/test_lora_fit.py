@@ -60,6 +60,7 @@ def test_interrupted_sft_with_lora_ends_with_the_same_weights(tmp_path):
     assert weights(tmp_path / "cut" / "model") == weights(tmp_path / "whole" / "model")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_reward_model_with_lora_learns_and_loads_as_any_other(capsys, tmp_path):
     from textgym.lm.scoring import load_reward_model

@@ -39,7 +39,12 @@ SMALL = Plan(batch=8, prompt_tokens=6, new_tokens=4, micro_batch=4, minibatches=
 @pytest.mark.parametrize(
     ("name", "parameters"),
     # The numbers of parameters that the model cards give, embeddings counted once where they are tied.
-    [("Qwen2.5-0.5B", 0.49e9), ("Qwen2.5-1.5B", 1.54e9), ("Qwen2.5-7B", 7.61e9), ("Llama-3-70B", 70.6e9)],
+    [
+        ("Qwen2.5-0.5B", 0.49e9),
+        ("Qwen2.5-1.5B", 1.54e9),
+        ("Qwen2.5-7B", 7.61e9),
+        pytest.param("Llama-3-70B", 70.6e9, marks=pytest.mark.long),
+    ],
 )
 def test_the_built_in_shapes_are_those_of_their_cards(name, parameters):
     with FakeTensorMode():

@@ -266,7 +266,7 @@ def test_27_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(env, task, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", [0.01, pytest.param(1.0, marks=pytest.mark.long), 100.0])
+@pytest.mark.parametrize("scale", [0.01, *(pytest.param(scale, marks=pytest.mark.long) for scale in (1.0, 100.0))])
 def test_28_the_scale_of_the_reward_does_not_stop_learning(scale):
     def scaled(prompts, completions, **columns):
         return [scale * value for value in count_a(prompts, completions)]
@@ -282,7 +282,7 @@ def test_28_the_scale_of_the_reward_does_not_stop_learning(scale):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("offset", [-10.0, 100.0])
+@pytest.mark.parametrize("offset", [pytest.param(-10.0, marks=pytest.mark.long), 100.0])
 def test_28_a_constant_in_the_reward_does_not_matter(offset):
     def shifted(prompts, completions, **columns):
         return [offset + value for value in count_a(prompts, completions)]

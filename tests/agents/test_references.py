@@ -152,12 +152,13 @@ def alive_bytes():
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "most"),
     [
-        pytest.param({}, 5.1, marks=pytest.mark.long),
-        pytest.param({"reference_precision": "bfloat16"}, 4.6, marks=pytest.mark.long),
+        ({}, 5.1),
+        ({"reference_precision": "bfloat16"}, 4.6),
         ({"lora_rank": 8}, 1.1),
     ],
 )

@@ -137,7 +137,7 @@ def running(tree):
         ({}, "exact"),
         pytest.param({"gamma": 0.6}, "k1", marks=pytest.mark.sweep),
         pytest.param({"mask": odd_grammar}, "exact", marks=pytest.mark.sweep),
-        ({"reward": Paid("every"), "gamma": 0.6}, "k1"),
+        pytest.param({"reward": Paid("every"), "gamma": 0.6}, "k1", marks=pytest.mark.long),
         pytest.param({"reward": Paid("difference")}, "exact", marks=pytest.mark.sweep),
     ],
 )

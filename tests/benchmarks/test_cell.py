@@ -78,7 +78,9 @@ def whole_and_broken(cell, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if name == "mcts" else []) for name in CELLS]
+)
 def test_a_cell_that_was_killed_and_gone_on_with_gives_the_same_numbers(name, tmp_path):
     whole, broken = whole_and_broken(CELLS[name], tmp_path)
     check_result(json.loads(json.dumps(whole, allow_nan=False)))

@@ -34,6 +34,7 @@ def test_right_answers_have_the_number_and_most_wrong_ones_have_another() -> Non
             assert re.search(rf"(?<!\d){each.answer}(?!\d)", each.text)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GRADERS)
 def test_the_page_has_the_rates_of_a_grader(name: str) -> None:

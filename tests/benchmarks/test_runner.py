@@ -224,6 +224,7 @@ def numbers(results):
     return [json.dumps([result.cell.key, result.family, result.measures]) for result in results]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_serial_and_pool_agree_to_the_last_bit(tmp_path):
     assert numbers(run_suite(REAL, tmp_path / "serial", engine="serial")) == numbers(

@@ -44,8 +44,9 @@ def test_scores_by_hand():
     assert got["to_half"] == {"episodes": 0, "tokens": 0}
 
 
+@pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("save", [pytest.param(False, marks=pytest.mark.long), True])
+@pytest.mark.parametrize("save", [False, True])
 def test_a_task_that_the_reference_does_not_solve_is_settled_by_what_was_learned(tmp_path, save):
     settings = Evaluation(points=2, per_prompt=64, final_per_prompt=64, optimum_per_prompt=64)
     suite = Suite("own", (CELL,), evaluation=settings)

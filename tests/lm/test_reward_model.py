@@ -249,6 +249,7 @@ def test_a_pickle_holds_no_weights_and_loads_the_model_anew(folder):
     np.testing.assert_allclose(other(PROMPTS, COMPLETIONS), scores, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_it_runs_under_a_time_limit(folder):
     scorer = Scorer({"name": "reward_model", "model": str(folder), "device": "cpu"}, timeout=20.0)

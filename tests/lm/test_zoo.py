@@ -136,7 +136,7 @@ def test_prompts_that_are_read_one_by_one_are_read_as_well(kind, monkeypatch):
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(kind, marks=[pytest.mark.sweep] if place % 4 else [])
+        pytest.param(kind, marks=[pytest.mark.sweep] if place % 8 else [])
         for place, kind in enumerate(sorted(set(ZOO) - set(FEW)))
     ],
 )

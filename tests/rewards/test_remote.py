@@ -34,6 +34,7 @@ async def score(prompt, completion, **row):
     return None if completion == "silent" else len(prompt) + len(completion)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_it_costs_is_counted_under_a_time_limit_too():
     nothing = {"calls": 0, "retries": 0, "cached": 0, "failed": 0}

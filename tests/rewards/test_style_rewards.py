@@ -174,6 +174,7 @@ def test_specs_are_json_and_rewards_are_small_to_pickle(spec: Any) -> None:
     assert Scorer(reward).score(["p"], ["a b"], {"reference": ["a b"]}).total.shape == (1,)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_deadline_does_not_count_the_loading_of_a_package() -> None:
     scorer = Scorer("rouge", timeout=0.25)  # its package takes longer to import

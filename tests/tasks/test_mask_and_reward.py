@@ -120,7 +120,7 @@ def sweep(check: Any, strategy: Any, examples: int) -> Counter[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "strategy"),
-    [(check_schema, SCHEMAS), (check_schema, STRINGS), (check_pattern, FULL)],
+    [pytest.param(check_schema, SCHEMAS, marks=pytest.mark.long), (check_schema, STRINGS), (check_pattern, FULL)],
     ids=["schemas", "strings", "patterns"],
 )
 def test_fifty_masks_let_nothing_end_that_is_not_paid(check: Any, strategy: Any) -> None:

@@ -44,6 +44,7 @@ def test_its_card_tells_of_4000_noisy_preferences_and_of_its_accuracy_without_no
     assert CARD["held_out"]["HHH"]["accuracy"] >= 0.85
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_card_is_true():
     found = accuracy(REWARD_MODEL_PATH, "HHH", BundledConfig(held_out=600))

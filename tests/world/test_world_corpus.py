@@ -85,6 +85,7 @@ def test_add_lead() -> None:
     assert add_lead("I think", f"{items('fact')[32].subject} plays.")[8:9].isupper()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_rebuilt_corpus_is_the_one_the_model_read() -> None:
     card = json.loads((MODEL_PATH / "card.json").read_text())

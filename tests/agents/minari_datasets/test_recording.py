@@ -131,6 +131,7 @@ def test_a_nul_in_a_text_is_kept_in_the_tokens(tmp_path):
     assert episode.infos["completion"][-1].decode() == "x\u2400y"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_plain_minari_reads_it_by_its_id_and_recovers_the_environment(tmp_path):
     """In another process, which knows nothing of this package until the environment is recovered."""

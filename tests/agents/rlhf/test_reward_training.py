@@ -144,6 +144,7 @@ def test_it_learns_what_is_preferred_and_scores_around_zero(tmp_path):
     assert not (tmp_path / "run/checkpoints").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("members", [pytest.param(1, marks=pytest.mark.sweep), 2])
 def test_after_an_interruption_the_result_is_the_same(tmp_path, members):
