@@ -228,6 +228,14 @@ def test_optimality_where_there_is_room():
     assert optimality_of(1.0, np.zeros(2), replace(scale, reference=None)) is None
 
 
+def test_an_infinite_loss_has_an_exact_optimality_without_a_warning(recwarn):
+    scale = Optimum(Estimate(2.0, 2.0, 2.0), Estimate(0.5, 0.5, 0.5), 0.1, "eval", np.array([[0.5, 2.0]] * 3))
+    found = optimality_of(-math.inf, np.full(3, -math.inf), scale)
+    assert (found.mean, found.low, found.high) == (-math.inf,) * 3
+    assert np.isnan(widen(np.array([-math.inf]), np.full((3, 1), -math.inf), 2)).all()
+    assert not recwarn.list
+
+
 def test_an_estimate_may_be_declined():
     task = make_task("Text", prompts=["a"], tokenizer=["a", "b", "<end>"], stop="<end>", max_new_tokens=40)
     assert optimum_of(task, per_prompt=0).unknown.startswith("0 completions a prompt")

@@ -10,6 +10,7 @@ from textgym.lm.reference import NGramReference, UniformReference
 from textgym.optimum import estimated
 from textgym.sampling import play
 from textgym.solver import policy_values, prefix_tree, solve, trajectory_probabilities
+from textgym.task import make_task
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.6])
@@ -181,3 +182,20 @@ def test_the_estimated_optimum_covers_the_exact_one():
         assert found.effective_samples > 30
         covered += found.value.low <= exact <= found.value.high
     assert covered >= 186  # 93%
+
+
+@pytest.mark.parametrize("log_prob", [-700.0, -800.0, -np.inf])
+def test_a_probability_that_underflows_is_none(log_prob):
+    table = np.tile([0.5, 0.0, 0.3, 0.2], (4, 1))
+    words = {"tokenizer": ("a", "b", "c", "<end>"), "stop": "<end>", "prompts": ["a"], "max_new_tokens": 1}
+    task = make_task("Text", **words, reward="length", beta=0.3, reference=NGramReference(table))
+
+    class Nearly:
+        def log_probs(self, observation):
+            row = np.log([0.5, 1.0, 0.3, 0.2])
+            row[1] = log_prob
+            return np.tile(row, (len(observation["input_ids"]), 1))
+
+    found = policy_values(task, Nearly())
+    assert found.kl == (np.inf if log_prob == -700 else pytest.approx(0))
+    assert np.isfinite(found.objective) == (log_prob != -700)

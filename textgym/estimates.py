@@ -52,13 +52,15 @@ def widen(estimates: Floats, replicates: Floats, count: int) -> Floats:
     """
     if count < 2:
         return np.full_like(replicates, np.nan)
-    deviations = replicates - replicates.mean(0)
-    return np.asarray(estimates + deviations * np.sqrt(count / (count - 1)))
+    with np.errstate(invalid="ignore"):  # what is infinite has no interval
+        deviations = replicates - replicates.mean(0)
+        return np.asarray(estimates + deviations * np.sqrt(count / (count - 1)))
 
 
 def interval(mean: float, replicates: Floats) -> Estimate:
     """Return the percentile interval of bootstrap replicates (R,) around an estimate."""
-    low, high = np.quantile(replicates, [0.025, 0.975])
+    with np.errstate(invalid="ignore"):
+        low, high = np.quantile(replicates, [0.025, 0.975])
     return Estimate(mean, float(low), float(high))
 
 

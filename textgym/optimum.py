@@ -199,7 +199,7 @@ def optimality_of(objective: float, replicates: Floats, optimum: Optimum) -> Est
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = (replicates - base) / (best - base)
     score = (objective - optimum.reference.mean) / room
-    return Estimate(score, score, score) if np.ptp(ratios) == 0 else interval(score, ratios)
+    return Estimate(score, score, score) if (ratios == ratios[0]).all() else interval(score, ratios)
 
 
 # Samples that are kept, and the task that they belong to

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.checks import Floats, Ints
+from textgym.checks import Floats, Ints, shown
 from textgym.lm.reference import Reference
 from textgym.play import draw
 from textgym.state import ENVIRONMENT, PROMPT, Prompt, TokenState
@@ -194,13 +195,20 @@ class StateFinder:
 
     Args:
         task: supplies the prompts of all splits.
+        scored: whether what is found is scored, by the data of its prompt.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, scored: bool = False) -> None:
         self._decode = task.vocabulary.decode
         # A prompt of several splits is taken from the held-out ones.
         splits = [split for split in ("tune", "train", "eval") if split in task.prompts]
         self._prompts = {prompt.ids: (split, prompt) for split in splits for prompt in task.encoded(split)}
+        data: dict[tuple[int, ...], set[str]] = defaultdict(set)
+        for split in splits if scored else ():
+            columns = sorted(task.prompts[split].columns.items())
+            for place, prompt in enumerate(task.encoded(split)):
+                data[prompt.ids].add(repr([(name, values[place]) for name, values in columns]))
+        self._unclear = {ids for ids, found in data.items() if len(found) > 1}
 
     def states(self, observation: Observation) -> list[tuple[str, TokenState]]:
         """Return split and state of each of B observations, taken to be running.
@@ -219,8 +227,15 @@ class StateFinder:
         """Return split and state of a sequence whose first `start` tokens are the prompt.
 
         A prompt that no split has is one of the user's own: a reward can know its text alone.
+
+        Raises: ValueError for one that is to be scored, and stands in the task with different data.
         """
         ids = tokens[:start]
+        if ids in self._unclear:
+            raise ValueError(
+                f"observation: the prompt {shown(self._prompts[ids][1].text)} stands in this task with different data, "
+                "which a search cannot tell apart; allowed are prompts that are different texts"
+            )
         split, prompt = self._prompts.get(ids, ("eval", None))
         if prompt is None:
             prompt = Prompt(self._decode([ids])[0], ids, None)

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +31,7 @@ from textgym_benchmarks.commands.bench import LiveTable
 from textgym_benchmarks.pages import interval, markdown
 from textgym_benchmarks.results.format import FORMAT
 from textgym_benchmarks.results.rows import settled
-from textgym_benchmarks.results.store import Result, suite_summary
+from textgym_benchmarks.results.store import Result
 from textgym_benchmarks.run.runner import BenchInterrupted, run_suite
 from textgym_benchmarks.statistics import Interval, leads, mean_of_runs
 from textgym_benchmarks.suite import Cell, Evaluation, Suite, check_integer, from_fields
@@ -227,16 +227,18 @@ def attempt(flags: EntryFlags, seeds: Sequence[int]) -> Attempt:
     pairs = [
         [Cell(challenge.id, who, challenge.episodes, seed, config=given) for who, given in sides] for seed in seeds
     ]
-    # The unit's own entry has the unit's cells, which run once.
-    cells = {cell.key: cell for pair in pairs for cell in pair}
+    cells = {cell.key: cell for pair in pairs for cell in pair}  # each once, where the entry is the unit
     name = f"{path.stem}-{digest(path)}".lower().replace("_", "-").lstrip("-")
     suite = Suite(name, tuple(cells.values()), "An entry of the leaderboard.", challenge.evaluation)
     how = (None, flags.engine, flags.workers)
     results = run_suite(suite, out, *how, retry_failed=True, watcher=LiveTable(), function=RUN_COUNTED)
     found = {result.cell.key: result for result in results}
     own, unit = (tuple(outcome(found[pair[side].key], challenge) for pair in pairs) for side in (0, 1))
-    first = found[pairs[0][0].key]
-    return Attempt(str(suite_summary(out).get("started")), first.machine, dict(first.versions), own, unit)
+    if len({(each.machine, each.versions.get("source")) for each in results}) > 1:
+        raise ValueError(f"out={str(out)!r}: holds runs of several sources or machines; allowed is a new folder")
+    day = min((each.folder / "result.json").stat().st_mtime for each in results if each.folder is not None)
+    started = f"{datetime.fromtimestamp(day, UTC):%Y-%m-%d}"
+    return Attempt(started, results[0].machine, dict(results[0].versions), own, unit)
 
 
 def outcome(result: Result, challenge: Challenge) -> SeedOutcome:
@@ -254,11 +256,9 @@ def outcome(result: Result, challenge: Challenge) -> SeedOutcome:
     scores = [point["optimality"] for point in measures["curve"]]
     if None in scores:
         raise ValueError(f"{who}: its optimality is not known; allowed are agents with log_probs, on the task's model")
-    return SeedOutcome(
-        seed=result.cell.seed,
-        optimality=float(measures["after"]["optimality"]["mean"]),
-        seconds=settled(result.timing["curve_cpu_seconds"], scores, challenge.level),
-    )
+    if (seconds := settled(result.timing["curve_cpu_seconds"], scores, challenge.level)) == 0:
+        raise ValueError(f"{who}: is at the level before it learns; allowed is one whose time to it can be told")
+    return SeedOutcome(result.cell.seed, float(measures["after"]["optimality"]["mean"]), seconds)
 
 
 def faults(claim: Attempt, rerun: Attempt) -> list[str]:

@@ -226,8 +226,10 @@ class Tuning:
         Raises: RuntimeError at once if the agent's own settings fail, as where its model does not fit the task.
         """
         with hold(self.out), disk_full_at(self.out, "run the same command again, which goes on"):
+            waiting = {_label(trial) for trial in self.study.get_trials(states=(TrialState.WAITING,))}
             for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
-                self.study.enqueue_trial(trial.params, user_attrs={"label": _label(trial)})
+                if _label(trial) not in waiting:  # else this was broken off as well, behind this line
+                    self.study.enqueue_trial(trial.params, user_attrs={"label": _label(trial)})
                 Trial(self.study, trial._trial_id).set_user_attr("again", True)
                 self.study.tell(trial.number, state=TrialState.FAIL)
             self._add(self.plan.cells(self.plan.agent, {}))

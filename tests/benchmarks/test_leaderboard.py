@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +29,7 @@ from textgym_benchmarks.leaderboard import (
     check,
     faults,
     main,
+    outcome,
     page,
     read_claim,
     read_entrant,
@@ -33,7 +38,7 @@ from textgym_benchmarks.leaderboard import (
 )
 from textgym_benchmarks.results.rows import settled
 from textgym_benchmarks.statistics import leads
-from textgym_benchmarks.suite import Evaluation
+from textgym_benchmarks.suite import Cell, Evaluation
 
 ROOT = Path(__file__).parents[2]
 TINY = Challenge(
@@ -101,6 +106,21 @@ def test_a_level_is_reached_at_the_first_of_two_marks_in_a_row() -> None:
     assert settled(seconds, [0.0, 0.9, 0.9, 0.1, 0.1], 0.9) == 10.0
     assert settled(seconds, [0.95, 0.95, 0.0, 0.0, 0.0], 0.9) == 0.0
     assert settled(seconds, [0.0, 0.95, 0.8, 0.89, 0.99], 0.9) is None
+
+
+def test_an_entry_that_is_at_the_level_before_it_learns_has_no_time() -> None:
+    after = {"answer_tokens": 0, "optimality": {"mean": 0.97}}
+
+    def outcome_of(*scores: float) -> SeedOutcome:
+        measures = {"scored": 8, "episodes": 8, "after": after, "curve": [{"optimality": score} for score in scores]}
+        ran: Any = SimpleNamespace(cell=Cell("textgym/Bandit-v0", "own", 8, 3), measures=measures, error=None)
+        ran.timing = {"curve_cpu_seconds": [0.0, 1.0, 2.0][: len(scores)]}
+        return outcome(ran, TINY)
+
+    assert outcome_of(0.5, 0.95, 0.97).seconds == pytest.approx(8 / 9)
+    assert outcome_of(0.95, 0.5, 0.97).seconds is None
+    with pytest.raises(ValueError, match="own, seed 3: is at the level before it learns"):
+        outcome_of(0.95, 0.96, 0.97)
 
 
 def test_the_ratio_is_paired_and_a_seed_that_never_got_there_is_told() -> None:
@@ -183,6 +203,16 @@ def test_an_entry_runs_claims_and_reproduces(write: Write, capsys: pytest.Captur
     assert len(written) == 4
     run(flags(entry))
     assert written == {path: path.stat().st_mtime_ns for path in entry.parent.glob("out/cells/*/result.json")}
+    for path in written:
+        os.utime(path, (0, datetime(2026, 1, 5, tzinfo=UTC).timestamp()))
+    run(flags(entry))
+    assert read_claim(entry, TINY).claim.started == "2026-01-05"
+    other = next(path for path in written if '"seed": 1' in path.read_text())
+    text = other.read_text()
+    other.write_text(json.dumps({**json.loads(text), "machine": "another"}))
+    with pytest.raises(ValueError, match="holds runs of several sources or machines; allowed is a new folder"):
+        run(flags(entry))
+    other.write_text(text)
     with pytest.raises(ValueError, match="the claim has seed 1, too"):
         check(replace(flags(entry), first_seed=1))
     # The clock of so short a training tells nothing.

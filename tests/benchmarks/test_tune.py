@@ -118,6 +118,20 @@ def test_a_trial_that_was_broken_off_is_taken_up_with_its_settings(tmp_path):
     assert names(again.outcomes()) == ["trial 0"]
 
 
+def test_a_trial_that_was_broken_off_while_it_was_taken_up_is_taken_up_once(tmp_path):
+    tuning = Tuning(PLAN, tmp_path / "study")
+    events = tuning.run(make_engine("serial"), 1)
+    while next(events) != "trial 0":
+        pass
+    events.close()
+    (broken,) = tuning.study.trials
+    tuning.study.enqueue_trial(broken.params, user_attrs={"label": "trial 0"})  # and here was another kill
+    again = Tuning(PLAN, tmp_path / "study")
+    ended = [each.name for each in again.run(make_engine("serial"), 2) if isinstance(each, TrialOutcome)]
+    assert sorted(ended) == sorted(names(again.outcomes()))
+    assert (len(ended), ended.count("trial 0")) == (2, 1)
+
+
 def test_settings_that_the_agent_refuses_are_a_failed_trial(tmp_path):
     tuning = Tuning(StudyPlan("textgym/Bandit-v0", "monte-carlo", 64, space={"batch": "-2,-1"}), tmp_path / "study")
     list(tuning.run(make_engine("serial"), 2))

@@ -226,7 +226,7 @@ def evaluate_edges(
     for depth in range(len(tree.levels) - 2, -1, -1):
         level, below = tree.levels[depth], tree.levels[depth + 1]
         logs, base = log_policy[depth], log_reference[depth]
-        taken = logs > -np.inf
+        taken = np.exp(logs) > 0
         with np.errstate(invalid="ignore"):  # inf - inf on edges that are not taken
             # Where neither goes, going there costs nothing that could be compared: -inf, as if the policy did.
             ratio = np.where(taken | (base > -np.inf), logs - base, np.inf)

@@ -94,7 +94,7 @@ class BestOfN(NonLearner):
         self._reference = make_reference(task)
         self._generator = np.random.default_rng([self.config.seed, 2])
         self._plans: list[_Plan] = []
-        self._finder = StateFinder(task)
+        self._finder = StateFinder(task, scored=True)
 
     def edge_log_probs(self, tree: PrefixTree, log_reference: tuple[Floats, ...]) -> tuple[Floats, ...] | None:
         """Return the exact log-probability of every edge of a solvable task, see `best_of_n_edges`.

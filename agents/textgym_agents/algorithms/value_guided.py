@@ -90,7 +90,7 @@ class ValueGuided(NonLearner, DrawingAgent):
         self.temperature = float(usual if self.config.temperature is None else self.config.temperature)
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature!r}: that of the task, allowed is a number > 0")
-        self._finder = StateFinder(task)
+        self._finder = StateFinder(task, scored=True)
 
     def log_probs(self, observation: Observation) -> Floats:
         """See `Agent.log_probs`; (B, V) float64. In a state that has ended, the prior's."""

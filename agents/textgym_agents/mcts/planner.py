@@ -67,7 +67,7 @@ class Planner:
                 f"allowed is more than simulations={config.simulations} of them"
             )
         self.forest = Forest(candidates, most)
-        self.finder = StateFinder(task)
+        self.finder = StateFinder(task, scored=True)
         self._evaluator = Evaluator(task, config, beta, guide, reference)
         self._models: dict[tuple[str, int], Model] = {}
         self.searches = self.scored = 0
@@ -192,14 +192,17 @@ class Planner:
         log_prior, answers, actions = forest.log_prior[nodes], forest.answers[nodes], forest.actions[nodes]
         rows, columns = np.nonzero(log_prior > -np.inf)
         whole = np.full((len(nodes), self._task.vocabulary.size), -np.inf)
+        never = np.zeros(whole.shape, dtype=np.bool_)
         if self._config.backup == "soft" and forest.candidates < whole.shape[1]:
             # Tokens that are no candidates keep the prior's share, like candidates that were not tried.
             if masks is None and self._task.mask is not None:
                 masks = legal_tokens(self._task, [forest.states[node] for node in nodes.tolist()])
             whole = np.array(self._evaluator.log_prior(observation, masks))
+            if self._config.prior != "reference":
+                never = np.isneginf(self._evaluator.log_reference(observation, masks))
             answers = answers + np.log(np.exp(log_prior).sum(1, keepdims=True))
         whole[rows, actions[rows, columns]] = answers[rows, columns]
-        return whole
+        return normalised(np.where(never, -np.inf, whole)) if never.any() else whole
 
     def _model(self, split: str, rows: int) -> Model:
         rows = rows if self._task.turns is None else max(rows, _REPLIES_AT_ONCE)

@@ -323,6 +323,8 @@ class Search:
     def _answer(self, node: int, column: int) -> None:
         """Put a chance node behind an edge that ends a turn, and all that the environment may reply below it."""
         forest, model = self._forest, self._model
+        if forest.children[node, column] >= 0:  # another root came here in the same simulation
+            return
         state, token = forest.states[node], int(forest.actions[node, column])
         there, rewards, chances = zip(*model.answers(state, token, self._generator), strict=True)
         asked = replace(state, completion=(*state.completion, token))
@@ -378,14 +380,17 @@ def soft_result(forest: Forest, nodes: Ints, beta: float) -> tuple[Floats, Float
 
     What was not tried keeps the prior's share. A prior pi says by pi = ref exp((Q - V) / beta) what it takes the Q of
     a token to be, and V = beta log(sum ref exp(Q / beta) / sum pi), both over what was tried. Where the prior is the
-    reference, the untried is as good as the tried; where all was tried, V is beta log E_ref[exp(Q / beta)].
+    reference, the untried is as good as the tried; where all was tried, V is beta log E_ref[exp(Q / beta)]. What the
+    reference never writes counts as tried, and has no share.
     """
-    values, known = forest.action_values(nodes)
+    values, tried = forest.action_values(nodes)
     log_prior, log_reference = forest.log_prior[nodes], forest.log_reference[nodes]
-    known = known & (log_prior > -np.inf) & (log_reference > -np.inf)
+    never = np.isneginf(log_reference)
+    tried = (tried | never) & (log_prior > -np.inf)
+    known = tried & ~never
     of_reference = soft_values(values, known, log_reference, beta)
     with np.errstate(divide="ignore", invalid="ignore"):
-        shares = [np.where(known, np.exp(logs), 0.0).sum(1) for logs in (log_reference, log_prior)]
+        shares = [np.where(tried, np.exp(logs), 0.0).sum(1) for logs in (log_reference, log_prior)]
         result = of_reference + beta * np.log(shares[0] / shares[1])
     tilted = log_reference + (values - np.where(known.any(1), result, 0.0)[:, None]) / beta
-    return result, np.where(known, tilted, log_prior)
+    return result, np.where(known, tilted, np.where(never, -np.inf, log_prior))

@@ -44,7 +44,7 @@ class TabularConfig:
     """Step size where it is constant; with 1, values are exact after one visit where rewards have no noise."""
     initial: float | None = None
     """Value of actions that were never tried, reward units; optimistic ones are tried before long. None: as good as
-    those that were tried in the same state."""
+    those that were tried in the same state, and left to exploration by a greedy policy (backup=hard)."""
     beta: float | None = None
     """KL coefficient, reward units per nat; None takes the task's."""
     max_states: int | None = None

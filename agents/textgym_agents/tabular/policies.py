@@ -1,7 +1,8 @@
 """A table of states with their values, and policies over it: greedy, epsilon-greedy and Boltzmann, with schedules.
 
 In all policies B states have A actions each. `known` (B, A) marks the actions whose values count; an action that is not
-known is taken to be as good as the known ones of its state, so that the policy there keeps the reference's share.
+known is taken to be as good as the known ones of its state, so that the policy there keeps the reference's share. A
+greedy policy takes it only where nothing is known.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def boltzmann(values: Floats, known: Bools, log_reference: Floats, temperature: 
 def greedy(values: Floats, known: Bools, log_reference: Floats) -> Floats:
     """Return the log of the reference given that a best known action is taken, (B, A) nats.
 
-    This is `boltzmann` in the limit of temperature 0: the reference where nothing is known. The best actions are
-    equally likely where the reference takes none of them.
+    Where all are known this is `boltzmann` in the limit of temperature 0, where none is, the reference. What is not
+    known is never taken beside what is. The best actions are equally likely where the reference takes none of them.
     """
     top = np.where(known, values, -np.inf).max(1, keepdims=True)
     best = known & (values >= top - _TIE * np.maximum(1.0, np.abs(top)))

@@ -9,11 +9,12 @@ from agents.enumerated import BETA, tiny_agent, tiny_task
 from gymnasium.vector import AutoresetMode
 from solver_tools import STOP, Paid, bigram, odd_grammar, small_task
 from textgym_agents import make_agent, make_env
+from textgym_agents.conformance.under_test import turn_task
 from textgym_agents.mcts.agent import MCTS
 from textgym_agents.mcts.forest import ENDED, Forest, Leaves, Model, likeliest, widened
 from textgym_agents.mcts.search import Evaluator, MCTSConfig, Search, soft_result
 
-from textgym import TokenVectorEnv
+from textgym import TokenVectorEnv, make_task
 from textgym.lm.reference import NGramReference, restricted
 from textgym.solver import policy_values, prefix_tree, solve
 from textgym.state import TokenState
@@ -337,3 +338,63 @@ def test_the_greatest_value_found_is_never_above_the_optimum():
         assert max(errors) <= 1e-9
         assert errors[0] < errors[-1]
     assert best > 0
+
+
+def never_b(**options):
+    """The reference never writes the second of three words; the reward counts the first."""
+
+    def count(prompts, completions, **columns):
+        return [float(text.split().count("a")) for text in completions]
+
+    reference = NGramReference(np.tile([0.5, 0.0, 0.3, 0.2], (4, 1)))
+    words = {"tokenizer": ("a", "b", "c", "<end>"), "stop": "<end>", "prompts": ["a"], "max_new_tokens": 2}
+    return make_task("Text", **words, reward=count, beta=0.3, reference=reference, **options)
+
+
+@pytest.mark.parametrize("leaf", ["rollout", "exact"])
+@pytest.mark.parametrize("candidates", [64, 3])
+def test_what_the_reference_never_writes_is_never_written_whatever_the_prior(leaf, candidates):
+    task = never_b()
+    solution = solve(task)
+    agent = MCTS(task, MCTSConfig(simulations=500, prior="uniform", leaf=leaf, candidates=candidates))
+    observation = roots(solution.tree)
+    found = np.exp(agent.log_probs(observation))
+    assert found[0, 1] == 0
+    assert found.sum() == pytest.approx(1)
+    if candidates == 64:
+        np.testing.assert_allclose(agent.values(observation), solution.values[0], atol=1e-9)
+        np.testing.assert_allclose(found, np.exp(solution.log_policy[0]).reshape(found.shape), atol=1e-9)
+
+
+def test_states_of_all_depths_are_searched_at_once_where_the_environment_answers():
+    task = turn_task()
+    solution = solve(task)
+    tree, parts, wanted = solution.tree, [], []
+    for depth, level in enumerate(tree.levels[:-1]):
+        own = level.running if level.environment is None else level.running[~level.environment[level.running]]
+        if len(own):
+            parts.append(tree.observations(depth, own))
+            wanted.append(solution.values[depth][own])
+    states = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    agent = MCTS(task, MCTSConfig(simulations=600))
+    np.testing.assert_allclose(agent.values(states), np.concatenate(wanted), atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["mcts", "best-of-n"])
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_prompt_with_different_data_is_not_searched_for_one_of_them(kind, held_out):
+    def first(prompts, completions, answer, **columns):
+        return [float(text.split()[:1] == [right]) for text, right in zip(completions, answer, strict=True)]
+
+    words = {"tokenizer": ("a", "b", "<end>"), "stop": "<end>", "max_new_tokens": 1, "reference": "uniform"}
+    one, other = ({"answer": [answer]} for answer in "ab")
+    texts = {"prompts": ["a"], "columns": one, "eval_prompts": ["a"], "eval_columns": other if held_out else one}
+    if not held_out:
+        texts |= {"prompts": ["a", "a"], "columns": {"answer": ["a", "b"]}}
+    task = make_task("Text", **words, **texts, reward=first)
+    agent = make_agent(kind, batch_env(task, 2))
+    observation, _ = batch_env(task, 2).reset(seed=0)
+    with pytest.raises(ValueError, match="the prompt 'a' stands in this task with different data"):
+        agent.act(observation)
+    alike = replace(task, prompts=dict.fromkeys(("train", "eval"), task.prompts["eval"]))
+    make_agent(kind, batch_env(alike, 2)).act(batch_env(alike, 2).reset(seed=0)[0])
