@@ -183,6 +183,25 @@ def test_who_cannot_teach_is_named(tmp_path):
         larger.check_learning(env)
 
 
+def test_the_learning_rate_that_is_settled_does_not_depend_on_rewards(tmp_path, monkeypatch):
+    found = []
+
+    def spy(rate, rollout, log_ratios, gamma, *rest):
+        found.append(gamma)
+        return rate, "settled"
+
+    monkeypatch.setattr("textgym_agents.algorithms.ppo.settled", spy)
+    task = tiny_task()
+    env = TokenVectorEnv(task, 8, autoreset_mode=AutoresetMode.DISABLED)
+    env.reset(seed=0)
+    agent = Distill(
+        task, DistillConfig(teacher=taught(tmp_path / "teacher"), batch=8, device="cpu"), model=tiny_llama(4)
+    )
+    agent.settles = True
+    agent.learn(env, 16)
+    assert found == [None]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -193,6 +212,8 @@ def test_who_cannot_teach_is_named(tmp_path):
         ({"entropy_coefficient": 0.1}, r"entropy_coefficient=0\.1: allowed is 0\.0"),
         ({"kl_target": 1.0}, r"kl_target=1\.0: allowed is None"),
         ({"entropy_target": 1.0}, r"entropy_target=1\.0: allowed is None"),
+        ({"importance": "truncate", "sampler": "http://x", "lora_rank": 1}, "importance='truncate': allowed is 'none'"),
+        ({"importance_cap": 3.0, "sampler": "http://x", "lora_rank": 1}, r"importance_cap=3\.0: allowed is 2\.0"),
     ],
 )
 def test_bad_settings_are_named(settings, message):

@@ -73,6 +73,19 @@ def test_what_the_first_batch_has_moved_settles_the_learning_rate(kl, tmp_path):
     assert torch.equal(other.policy.model.lm_head.weight, whole.policy.model.lm_head.weight)
 
 
+@pytest.mark.slow
+def test_a_warm_up_leaves_the_rate_that_is_settled_where_it_was():
+    task, rates = make_task("Helpful"), []
+    for warmup in (0.0, 0.5):
+        env = TokenVectorEnv(task, 16, autoreset_mode=AutoresetMode.DISABLED)
+        env.reset(seed=0)
+        agent = RLOO(task, RLOOConfig(batch=16, warmup=warmup, epochs=1, minibatches=2, device="cpu", update_kl=0.32))
+        agent.learn(env, 32)
+        assert agent.chosen
+        rates.append(agent.learning_rate)
+    assert 0.5 < rates[1] / rates[0] < 2  # 24 if the share of the first update is left out
+
+
 def test_a_warm_up_shorter_than_an_iteration_does_not_pass_the_peak(task):
     env = TokenVectorEnv(task, 8, autoreset_mode=AutoresetMode.DISABLED)
     env.reset(seed=0)
@@ -136,6 +149,12 @@ def test_the_rate_follows_what_was_moved_and_where_within_bounds(
     assert f"moved the policy by {moved:.3g} nats a sequence, wanted are {toward:.3g} " in why
     assert f"times {toward:.3g}: log-ratios and scores correlate by {correlation:.3g})" in why
     assert settled(1e-5, rollout, 0 * log_ratios, gamma, RLOOConfig()) == (1e-5, "")
+    # Where the update before had a share of that rate, so has what it would have moved at the whole of it.
+    less, why = settled(1e-5, rollout, log_ratios, gamma, RLOOConfig(update_kl=64.0 * rounds), factor=1 / 64)
+    assert less == pytest.approx(1e-5 * max(factor / 64, 0.1)) or factor in (0.1, 30.0)
+    assert f"at {1e-5 / 64:.3g} learning has moved" in why
+    rate, why = settled(1e-5, rollout, log_ratios, None, RLOOConfig(update_kl=64.0 * rounds))
+    assert f"wanted are 1 (update_kl={64 * rounds:g} for 256 episodes, times 1: no reward is learned from)" in why
 
 
 @pytest.mark.parametrize(("epochs", "minibatches", "share"), [(1, 1, 1), (1, 4, 4), (2, 3, 6), (2, 4, 8), (4, 4, 8)])

@@ -13,8 +13,6 @@ def test_the_best_of_each_group_by_hand():
     returns = np.array([1.0, 3.0, 2.0, 5.0, 5.0, 4.0])
     assert best_rows(returns, 3, 1).tolist() == [1, 3]
     assert best_rows(returns, 3, 2).tolist() == [1, 2, 3, 4]
-    assert best_rows(returns, 3, 2, threshold=3.0).tolist() == [1, 3, 4]
-    assert best_rows(returns, 3, 1, threshold=9.0).tolist() == []
 
 
 def test_completions_are_chosen_by_reward_less_beta_times_the_log_ratio():
@@ -25,6 +23,17 @@ def test_completions_are_chosen_by_reward_less_beta_times_the_log_ratio():
     per_row = np.bincount(rollout.rows, rollout.rewards - agent.controller.beta * kl)
     want = [int(np.argmax(per_row[:4])), 4 + int(np.argmax(per_row[4:]))]
     assert agent._targets(rollout, kl).rows.tolist() == want
+
+
+def test_a_threshold_is_of_what_was_paid_and_not_of_the_kl():
+    agent = small_agent(Rejection, group=4, keep=2, beta=0.3, threshold=0.25)
+    rollout = take(full_rollout(agent)[0], np.array([0, 5, 20, 39, 41, 50, 60, 79]))
+    kl = token_kl(rollout, agent.policy, agent.reference, score_reference(agent.reference, rollout, 64, False), "k1")
+    paid = np.bincount(rollout.rows, rollout.rewards)
+    charged = paid - 0.3 * np.bincount(rollout.rows, kl)
+    best = best_rows(charged, 4, 2)
+    assert agent._targets(rollout, kl).rows.tolist() == [row for row in best.tolist() if paid[row] >= 0.25] == [1, 2]
+    assert charged[best].min() > 0.25
 
 
 def test_the_loss_is_the_negative_likelihood_of_what_is_imitated():

@@ -83,6 +83,25 @@ def test_cispo_s_gradient_is_that_of_its_paper():
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("surrogate", ["clip", "cispo", "gspo"])
+def test_what_counts_as_clipped_is_what_the_surrogate_clips(surrogate):
+    agent, *batch = moved(surrogate=surrogate, aggregation="sequence", clip_low=0.1, clip_high=0.5)
+    meter, found = UpdateMeter(), []
+    meter.start(len(batch[0].rows))
+    for part in micro_batches(batch[0], np.arange(32), 8):
+        agent._add_gradient(part, *batch, meter, 32.0)
+    meter.finish(0.0)
+
+    def keep(taken, log_ratio, means, *others):
+        found.append((means[torch.tensor(batch[0].rows)] if surrogate == "gspo" else log_ratio).exp().detach())
+        return taken.sum()
+
+    by_formula(agent, *batch[:2], keep)
+    out = (found[0] > 1.5) | ((found[0] < 0.9) & (surrogate != "cispo"))
+    assert meter.means()["policy/clipfrac_avg"] == pytest.approx(float(out.float().mean()), abs=1e-6)
+    assert 0 < out.float().mean() < 1
+
+
 @pytest.mark.parametrize("surrogate", ["cispo", "gspo"])
 def test_on_its_own_samples_every_surrogate_has_one_gradient(surrogate):
     plain = gradient(*moved(shift=0.0, aggregation="sequence"), total=32.0)

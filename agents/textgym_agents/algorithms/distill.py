@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +15,7 @@ from textgym.lm.categorical import Divergence, divergence, statistics
 from textgym.task import Task
 from textgym.vector import TokenVectorEnv
 from textgym_agents.algorithms.ppo import OnPolicyAgent
-from textgym_agents.config import OnPolicyConfig, only_with, require
+from textgym_agents.config import Importance, OnPolicyConfig, only_with, require
 from textgym_agents.lm.gathered import OwnStates
 from textgym_agents.lm.maths import Targets, on_device
 from textgym_agents.lm.metrics import UpdateMeter
@@ -40,6 +41,8 @@ class DistillConfig(OnPolicyConfig):
     """The teacher's share of the mixture, in (0, 1): towards 0 jsd is like forward, towards 1 like reverse."""
     whiten: bool = False
     """False, and nothing else: there are no advantages."""
+    importance: Importance = "none"
+    """none, and nothing else: the divergence is over all tokens, whichever was written."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,6 +51,9 @@ class DistillConfig(OnPolicyConfig):
             ("entropy_coefficient", 0.0),
             ("entropy_target", None),
             ("kl_target", None),
+            ("importance", "none"),
+            ("importance_level", "token"),
+            ("importance_cap", 2.0),
         ):
             require(name, getattr(self, name), getattr(self, name) == only, f"{only!r}: the divergence is all there is")
         require("mix", self.mix, 0 < self.mix < 1, "a number in (0, 1)")
@@ -103,7 +109,7 @@ class Distill(OnPolicyAgent):
         aim = self.teacher.distribution(self._taught[chosen], rollout.masks_of(chosen))  # (n, V)
         loss = divergence(torch.log_softmax(logits, -1), aim, self.config.divergence, self.config.mix)  # (n,)
         taken, _, entropy = statistics(logits.detach(), rollout.actions[chosen])  # (n,) each
-        meter.add(taken - rollout.log_probs[chosen], loss, torch.zeros_like(taken), entropy, self.clip)
+        meter.add(taken - rollout.log_probs[chosen], loss, torch.zeros_like(taken), entropy, (0.0, math.inf))
         return loss
 
     def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:

@@ -95,7 +95,10 @@ class GRPO(GroupAgent):
         config = config or GRPOConfig()
         super().__init__(task, config, model)
         self.aggregation = config.aggregation
-        self.clip = min(config.clip_low, config.clip_high)
+        self.clip, high = min(config.clip_low, config.clip_high), 1 + config.clip_high
+        low = 1 - config.clip_low
+        # gspo clips whole completions.
+        self.clip_range = {"clip": (low, high), "cispo": (0.0, high), "gspo": (0.0, np.inf)}[config.surrogate]
 
     def _targets(self, rollout: Rollout, kl: Floats) -> Targets:
         config, beta = self.config, self.controller.beta
@@ -122,13 +125,17 @@ class GRPO(GroupAgent):
         self, part: MicroBatch, rollout: Rollout, targets: Targets, scored: Tensor, meter: UpdateMeter, total: float
     ) -> None:
         """See `OnPolicyAgent`; the ratio of a whole completion is known before its tokens' losses are taken."""
+        clipped = None
         if self.config.surrogate == "gspo":
-            targets = replace(targets, advantages=self._weighted(part, rollout, targets.advantages))
+            advantages, clipped = self._weighted(part, rollout, targets.advantages)
+            targets = replace(targets, advantages=advantages)
         super()._add_gradient(part, rollout, targets, scored, meter, total)
+        if clipped is not None:
+            meter.add_clipped(clipped)
 
     @torch.no_grad()
-    def _weighted(self, part: MicroBatch, rollout: Rollout, advantages: Tensor) -> Tensor:
-        """Return the advantages (N,) times the ratio of their completion, 0 where that is clipped."""
+    def _weighted(self, part: MicroBatch, rollout: Rollout, advantages: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the advantages (N,) times the ratio of their completion, 0 where that is clipped; how many are out."""
         config, states = self.config, part.states
         features = self.policy.features(part.input_ids, part.rows, part.columns)  # (m, F)
         taken = torch.cat(
@@ -146,7 +153,8 @@ class GRPO(GroupAgent):
         ratio = (sums[0] / sums[1]).exp()[part.rows]  # (m,)
         own = advantages[states]
         kept = torch.where(own > 0, ratio <= 1 + config.clip_high, ratio >= 1 - config.clip_low)
-        return advantages.index_copy(0, states, ratio * own * kept)
+        out = (ratio > 1 + config.clip_high) | (ratio < 1 - config.clip_low)
+        return advantages.index_copy(0, states, ratio * own * kept), out.sum()
 
     def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         config, log_ratio = self.config, log_probs - old_log_probs

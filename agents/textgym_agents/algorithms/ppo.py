@@ -25,7 +25,7 @@ from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.gathered import gathered
 from textgym_agents.lm.http_sampler import sampling
 from textgym_agents.lm.maths import Aggregation, Targets
-from textgym_agents.lm.metrics import EntropyController, UpdateMeter, rollout_metrics, settled, warning_signs
+from textgym_agents.lm.metrics import EntropyController, UpdateMeter, rate_at, rollout_metrics, settled, warning_signs
 from textgym_agents.lm.nlpo import follow, log_ratios_within_cut
 from textgym_agents.lm.rollout import MicroBatch, Rollout, micro_batches, score_reference, token_kl
 from textgym_agents.protocol import Metrics
@@ -37,7 +37,8 @@ class OnPolicyAgent(LMAgent):
     config: OnPolicyConfig
     config_type: ClassVar[type[OnPolicyConfig]]
     entropy: EntropyController
-    clip: float = math.inf  # range of the probability ratio outside which an action counts as clipped
+    clip: float = math.inf  # how far the probability ratio may be from 1
+    clip_range: tuple[float, float] | None = None  # outside of it a ratio counts as clipped; None: by `clip`
     value_coefficient: float = 0.0  # of the value loss
     aggregation: Aggregation = "token"  # what the losses of a mini-batch are averaged over
 
@@ -56,7 +57,9 @@ class OnPolicyAgent(LMAgent):
         kl = token_kl(rollout, self.policy, self.reference, scored, config.kl)  # (N,)
         if self.settles and self.iteration and self.learning_rate == self.first_rate:  # the first update is behind
             moved = log_ratios_within_cut(rollout, self.policy, self.reference, kl, config)
-            self.learning_rate, self.chosen = settled(self.learning_rate, rollout, moved, gamma, config, self.devices)
+            factor = rate_at(config, self.episodes * (1 - 1 / self.iteration), self.budget)  # of the update before
+            rate, paid = self.learning_rate, None if self.objective_tokens == 0 else gamma
+            self.learning_rate, self.chosen = settled(rate, rollout, moved, paid, config, self.devices, factor)
             self._set_learning_rate()
         rollout, scored, kl = gathered(self.devices, rollout, scored, kl)
         targets, self.rounds = self._targets(rollout, kl), rollout.rounds
@@ -136,7 +139,7 @@ class OnPolicyAgent(LMAgent):
             loss = loss + targets.kl_weight * (kl if exact else weights * maths.kl_estimate(taken - base, kind, rho))
         if self.entropy.weight:
             loss = loss - self.entropy.weight * entropy
-        meter.add(rho, policy_loss, value_loss, entropy, self.clip)
+        meter.add(rho, policy_loss, value_loss, entropy, self.clip_range or (1 - self.clip, 1 + self.clip))
         return loss if targets.weights is None else loss * targets.weights[chosen]
 
     @abstractmethod

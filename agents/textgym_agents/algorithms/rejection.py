@@ -13,7 +13,7 @@ from textgym_agents.algorithms.ppo import OnPolicyAgent
 from textgym_agents.algorithms.rloo import check_group
 from textgym_agents.config import KL, OnPolicyConfig, require
 from textgym_agents.lm.critic_free import action_returns, critic_free_targets, score_function_loss
-from textgym_agents.lm.maths import Targets
+from textgym_agents.lm.maths import Targets, scores
 from textgym_agents.lm.rollout import Rollout
 
 
@@ -26,7 +26,7 @@ class RejectionConfig(OnPolicyConfig):
     keep: int = 1
     """Completions of each group that are imitated: those with the highest R - beta log(pi / ref)."""
     threshold: float | None = None
-    """Return, in reward units, below which a completion is not imitated even so; None: there is no such limit."""
+    """Return, in reward units and without the KL, below which a completion is not imitated even so; None: no limit."""
     kl: KL = "k1"
     """k1, and no other: the log-ratio is charged to the return that completions are chosen by."""
     whiten: bool = False
@@ -66,19 +66,20 @@ class Rejection(OnPolicyAgent):
         credits = action_returns(rollout, kl, config.kl, beta, self.task.gamma)
         returns = credits[rollout.first_states]  # (B,)
         targets = critic_free_targets(rollout, kl, config.kl, beta, np.ones(len(rollout.rows)), False)
-        return replace(targets, rows=best_rows(returns, config.group, config.keep, config.threshold))
+        rows = best_rows(returns, config.group, config.keep)
+        if config.threshold is not None:  # of what was paid alone: what was learned before is charged more
+            rows = rows[scores(rollout, self.task.gamma)[rows] >= config.threshold - 1e-9]
+        return replace(targets, rows=rows)
 
     def _policy_loss(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
         return score_function_loss(log_probs, advantages)
 
 
-def best_rows(returns: Floats, group: int, keep: int, threshold: float | None = None) -> Ints:
+def best_rows(returns: Floats, group: int, keep: int) -> Ints:
     """Return the rows (n,) to imitate: of each group the `keep` with the highest returns, of equals the earlier ones.
 
-    Args:
-        returns: (B,) of consecutive groups, reward units. threshold: those below it are left out.
+    Args: returns: (B,) of consecutive groups, reward units.
     """
     by_group = returns.reshape(-1, group)
     best = np.argsort(-by_group, axis=1, kind="stable")[:, :keep]
-    rows = np.sort((best + np.arange(len(by_group))[:, None] * group).ravel())
-    return rows if threshold is None else rows[returns[rows] >= threshold]
+    return np.sort((best + np.arange(len(by_group))[:, None] * group).ravel())

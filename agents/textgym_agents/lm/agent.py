@@ -21,7 +21,7 @@ from textgym.vector import TokenVectorEnv
 from textgym_agents.config import LMConfig
 from textgym_agents.lm.checkpoint import SavedLM
 from textgym_agents.lm.devices import Devices, join
-from textgym_agents.lm.metrics import KLController
+from textgym_agents.lm.metrics import KLController, rate_at
 from textgym_agents.lm.sharding import Passes, whole
 from textgym_agents.lm.start import TABLE, peak_rate, start_policies
 from textgym_agents.protocol import Callback, DrawingAgent, Metrics, Observation
@@ -90,11 +90,7 @@ class LMAgent(SavedLM, DrawingAgent):
         """Learn from one episode in each sub-environment, which `learn` counts. Returns: what it found, by name."""
 
     def _set_learning_rate(self) -> None:
-        config, progress = self.config, min(self.episodes / self.budget, 1.0)
-        cosine = 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
-        factor = {"constant": 1.0, "linear": 1.0 - 0.9 * progress, "cosine": cosine}[config.schedule]
-        if progress < config.warmup:
-            factor = min((progress + 1.0 / self.budget) / config.warmup, 1.0)
+        factor = rate_at(self.config, self.episodes, self.budget)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * factor * group.get("multiple", 1.0)
 

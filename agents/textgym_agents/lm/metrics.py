@@ -11,7 +11,7 @@ from torch import Tensor
 
 from textgym.checks import Bools, Floats
 from textgym.task import Task
-from textgym_agents.config import OnPolicyConfig
+from textgym_agents.config import LMConfig, OnPolicyConfig
 from textgym_agents.lm.devices import ALONE, Devices
 from textgym_agents.lm.maths import Targets, scores
 from textgym_agents.lm.rollout import Rollout
@@ -122,11 +122,13 @@ class UpdateMeter:
         """Begin an optimiser step over so many tokens, on all devices."""
         self._sums, self._count = None, tokens
 
-    def add(self, log_ratio: Tensor, policy_loss: Tensor, value_loss: Tensor, entropy: Tensor, clip: float) -> None:
-        """Add one micro-batch; every tensor is (n,)."""
+    def add(
+        self, log_ratio: Tensor, policy_loss: Tensor, value_loss: Tensor, entropy: Tensor, clip: tuple[float, float]
+    ) -> None:
+        """Add one micro-batch; every tensor is (n,). Args: clip: the range outside which a ratio counts as clipped."""
         with torch.no_grad():
             ratio = log_ratio.exp()
-            clipped = ((ratio - 1).abs() > clip).float()
+            clipped = ((ratio < clip[0]) | (ratio > clip[1])).float()
             parts = (
                 0.5 * log_ratio.square(),
                 clipped,
@@ -138,6 +140,11 @@ class UpdateMeter:
             )
             sums = torch.stack([part.sum() for part in parts])
         self._sums = sums if self._sums is None else self._sums + sums
+
+    def add_clipped(self, count: Tensor) -> None:
+        """Count so many tokens as clipped, where not their own ratio decides. Args: count: a number."""
+        assert self._sums is not None
+        self._sums[1] += count
 
     def finish(self, grad_norm: float) -> None:
         """End an optimiser step."""
@@ -174,8 +181,23 @@ class UpdateMeter:
         return result
 
 
+def rate_at(config: LMConfig, episodes: float, budget: int) -> float:
+    """Return the learning rate behind so many episodes of a budget, in shares of its peak."""
+    progress = min(episodes / budget, 1.0)
+    if progress < config.warmup:
+        return min((progress + 1.0 / budget) / config.warmup, 1.0)
+    cosine = 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
+    return {"constant": 1.0, "linear": 1.0 - 0.9 * progress, "cosine": cosine}[config.schedule]
+
+
 def settled(
-    rate: float, rollout: Rollout, log_ratios: Floats, gamma: float, config: OnPolicyConfig, devices: Devices = ALONE
+    rate: float,
+    rollout: Rollout,
+    log_ratios: Floats,
+    gamma: float | None,
+    config: OnPolicyConfig,
+    devices: Devices = ALONE,
+    factor: float = 1.0,
 ) -> tuple[float, str]:
     """Return the learning rate at which an update moves the policy as `update_kl` says, and why it is that one.
 
@@ -184,24 +206,28 @@ def settled(
     is worth an eighth, up to 8. Returns a tenth to thirty times `rate`, or `rate` and "" where nothing has moved yet.
 
     Args:
-        rate: at which the policy that wrote the rollout has learned.
+        rate: the peak so far. factor: the share of it at which the policy that wrote the rollout has learned.
         log_ratios: (N,) of each action, to the policy before, see `textgym_agents.lm.nlpo.log_ratios_within_cut`.
-        gamma: of the rewards. devices: whose ranks each have a part of the batch.
+        gamma: of the rewards; None where nothing is learned from them, and the whole way is gone.
+        devices: whose ranks each have a part of the batch.
     """
     own = np.bincount(rollout.rows, log_ratios, len(rollout.lengths))
-    moves, found = devices.gather_array(np.stack([own, scores(rollout, gamma)], 1)).astype(np.float64).T  # (B,) each
+    aims = own if gamma is None else scores(rollout, gamma)
+    moves, found = devices.gather_array(np.stack([own, aims], 1)).astype(np.float64).T  # (B,) each
     moved = float(0.5 * (moves**2).mean())  # the KL to second order, and unlike the mean never negative
     if moved < _SMALLEST:
         return rate, ""
     varied = moves.std() > 0 and found.std() > 1e-6 * np.abs(found).max()
     correlation = float(np.corrcoef(moves, found)[0, 1]) if varied else 0.0
-    toward, steps = max(correlation, _LEAST_CORRELATION), min(config.epochs * config.minibatches, 8)
+    toward = 1.0 if gamma is None else max(correlation, _LEAST_CORRELATION)
+    steps = min(config.epochs * config.minibatches, 8)
     wanted = config.update_kl * toward * steps / 8 * len(moves) / rollout.rounds / 256
-    chosen = rate * min(max(math.sqrt(wanted / moved), 0.1), 30.0)
+    chosen = rate * min(max(factor * math.sqrt(wanted / moved), 0.1), 30.0)
+    why = "no reward is learned from" if gamma is None else f"log-ratios and scores correlate by {correlation:.3g}"
     return chosen, (
-        f"learning rate {chosen:.3g}: at {rate:.3g} learning has moved the policy by {moved:.3g} nats a sequence, "
-        f"wanted are {wanted:.3g} (update_kl={config.update_kl:g} for 256 episodes, times {toward:.3g}: log-ratios and "
-        f"scores correlate by {correlation:.3g}{f'; and times {steps}/8, the optimiser steps' if steps < 8 else ''})"
+        f"learning rate {chosen:.3g}: at {rate * factor:.3g} learning has moved the policy by {moved:.3g} nats a "
+        f"sequence, wanted are {wanted:.3g} (update_kl={config.update_kl:g} for 256 episodes, times {toward:.3g}: "
+        f"{why}{f'; and times {steps}/8, the optimiser steps' if steps < 8 else ''})"
     )
 
 
