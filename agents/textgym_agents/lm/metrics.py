@@ -208,7 +208,7 @@ def settled(
     Args:
         rate: the peak so far. factor: the share of it at which the policy that wrote the rollout has learned.
         log_ratios: (N,) of each action, to the policy before, see `textgym_agents.lm.nlpo.log_ratios_within_cut`.
-        gamma: of the rewards; None where nothing is learned from them, and the whole way is gone.
+        gamma: of the rewards; None where nothing is learned from them: then all of `update_kl` is wanted.
         devices: whose ranks each have a part of the batch.
     """
     own = np.bincount(rollout.rows, log_ratios, len(rollout.lengths))
