@@ -92,6 +92,6 @@ def test_the_vector_environment_is_the_single_one_side_by_side(name: str, mode: 
     size = ours.single_action_space.n  # type: ignore[attr-defined]
     stop = theirs.envs[0].unwrapped.task.vocabulary.stop_ids[:1] or (0,)  # type: ignore[attr-defined]
     rng = np.random.default_rng(0)
-    for _ in range(120):
+    for _ in range(60):
         actions = np.where(rng.random(3) < 0.1, stop[0], rng.integers(0, size, 3))
         assert data_equivalence(ours.step(actions), theirs.step(actions), exact=True)

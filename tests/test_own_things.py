@@ -59,6 +59,7 @@ def fresh(tmp_path_factory):
     assert started.process.returncode == 0
 
 
+@pytest.mark.long
 def test_the_page_s_task_is_fifteen_lines_and_taken_by_every_command(fresh):
     assert len([line for line in MODULE.splitlines() if line]) <= 15
     short = [line.replace("--episodes 2048", "--episodes 64 --batch 32 --minibatches 2") for line in COMMANDS]

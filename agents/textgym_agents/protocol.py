@@ -207,7 +207,9 @@ class StateFinder:
         for split in splits if scored else ():
             columns = sorted(task.prompts[split].columns.items())
             for place, prompt in enumerate(task.encoded(split)):
-                data[prompt.ids].add(repr([(name, values[place]) for name, values in columns]))
+                given = [values[place] for _, values in columns]
+                plain = [each.tolist() if isinstance(each, np.ndarray) else each for each in given]
+                data[prompt.ids].add(repr((prompt.text, [name for name, _ in columns], plain)))
         self._unclear = {ids for ids, found in data.items() if len(found) > 1}
 
     def states(self, observation: Observation) -> list[tuple[str, TokenState]]:
@@ -234,7 +236,7 @@ class StateFinder:
         if ids in self._unclear:
             raise ValueError(
                 f"observation: the prompt {shown(self._prompts[ids][1].text)} stands in this task with different data, "
-                "which a search cannot tell apart; allowed are prompts that are different texts"
+                "which a search cannot tell apart; allowed are different texts, or data without what no reward reads"
             )
         split, prompt = self._prompts.get(ids, ("eval", None))
         if prompt is None:

@@ -247,6 +247,7 @@ UNTRAINED = check_names(slow=False)
 NEED_ITS_OWN_SAMPLES = {"first ratio", "logged KL", "logged scores", "logged RLHF reward"}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["own", pytest.param("file", marks=pytest.mark.sweep)])
 def test_it_passes_every_check_that_applies(source, file):

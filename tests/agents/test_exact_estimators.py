@@ -184,6 +184,7 @@ def test_drawn_groups_agree_with_all_groups(enumeration, monkeypatch):
         estimator_table(enumeration, group=1)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_larger_groups(enumeration):
     rows = table(enumeration, group=3)

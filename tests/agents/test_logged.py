@@ -264,9 +264,8 @@ def test_what_learns_from_no_log_is_not_asked():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["awr", *(pytest.param(name, marks=pytest.mark.long) for name in ("ilql", "cql", "mc-values"))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", AGENTS)
 def test_it_passes_every_other_check_that_applies(name):
     found = check(name, check_names(slow=False), settings=CPU, envs=32, iterations=2)
     assert {f.check: f.found for f in found if f.status == FAILS} == {}

@@ -111,6 +111,7 @@ def test_an_adapter_of_the_start_is_merged_and_belongs_to_the_reference(task, en
         assert torch.equal(tensor, agent.policy.state_dict()[name]), name
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_bfloat16_keeps_the_frozen_weights_in_it_and_trains_in_float32(tmp_path):
     env = helpful_env()

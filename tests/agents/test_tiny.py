@@ -77,6 +77,7 @@ def test_a_table_without_context_has_a_row_for_every_state():
     np.testing.assert_allclose(np.exp(logs), [table(4), table(4)])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_other_tables_are_distilled_to_the_tolerance():
     task = word_task(NGramReference(table(4, 4, 4)))

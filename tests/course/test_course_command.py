@@ -142,9 +142,8 @@ def test_what_a_notebook_can_do_a_file_can(tmp_path):
 
 
 def test_a_line_of_a_formula_is_no_command_of_the_notebook(tmp_path):
-    cell = (
-        "\n%load_ext autoreload\n\n!ls\ndef longest_wait(gamma, share):\n    %time 1\n    return (7\n        % 4) / 0\n"
-    )
+    commands = "\n%load_ext autoreload\n\n  !ls\n"
+    cell = f"{commands}def longest_wait(gamma, share):\n    %time 1\n    return (7\n        % 4) / 0\n"
     found = {grade.exercise: grade.hint for grade in grade_file(write(tmp_path / "mine.ipynb", cell))}
     assert found["longest_wait"].startswith("ZeroDivisionError: division by zero (line 7 of its cell)")
 

@@ -15,6 +15,7 @@ from lm.tiny_models import tiny_gpt2, tiny_llama
 from lm.tiny_rewards import POSITIONS, WORDS, save_reward_model, save_tokenizer, tiny_classifier
 from textgym_agents.rlhf.ranking import pairwise_loss
 from textgym_agents.rlhf.reward_model import PreferenceLoss, RankedRow, answer_scores
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from textgym import load_vocabulary
@@ -215,6 +216,11 @@ def test_odd_token_types(tmp_path):
     save_tokenizer(folder, "[SEP]", second=0)
     _, vocabulary = load_reward_model(folder)
     assert encode_exchange(vocabulary, "a", "b").first_tokens is None
+    save_tokenizer(folder, "[SEP]", second=1)
+    padded = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    padded.enable_padding(length=16)
+    padded.save(str(folder / "tokenizer.json"))
+    assert encode_exchange(load_reward_model(folder)[1], "a", "b") == ([1, 4, 2, 5, 2], 3, 0, 3)
     save_tokenizer(folder, "[SEP]", second=2)
     for load in (load_reward_model, start_reward_model):
         with pytest.raises(ValueError, match=r"types \[0, 0, 0, 2, 2\]; allowed are 0 .* and \[0, 0, 0, 1, 1\]"):

@@ -167,6 +167,13 @@ def test_steps_pay_each_right_step_once_when_its_line_ends() -> None:
         ("First, 3 + 4 = 7 - the rest", True),
         ("x = 3 + 4 = 7", True),
         ("3 + 4 = 7kg", True),
+        ("Monday - 3 + 4 = 7 eggs", True),
+        ("Cost \u2212 3 + 4 = 7", True),
+        ("x - 3 + 4 = 7", False),
+        ("2 - 3 + 4 = 7", False),
+        ("(5) - 3 + 4 = 7", False),
+        (".5 * 14 = 7", True),
+        ("14 * .5 = 7", True),
         ("3 + 4 = <<3+4=7>>7 of them.", True),
         ("1,000 - 993 = 7", True),
     ],
@@ -176,6 +183,12 @@ def test_a_step_is_a_whole_equation_that_holds(line: str, holds: bool) -> None:
     assert reward(["p"], [f"{line}\n"], answer=["2 + 5 = 7\n#### 7"]) == [float(holds)]
     if holds:  # it is read in solutions alike
         assert reward(["p"], ["3 + 4 = 7\n"], answer=[line]) == [1.0]
+
+
+def test_a_step_may_come_to_nothing() -> None:
+    reward = make_reward("steps")
+    solution = "He has 10-10=<<10-10=0>>0 left\nSo 5*3=<<5*3=15>>15\n#### 15"
+    assert reward(["p"] * 3, ["5*3=15\n", "7 - 7 = 0\n", "3+2=5, 5-5=0\n"], answer=[solution] * 3) == [0.5, 0.5, 0.5]
 
 
 def test_steps_of_decimals_count() -> None:

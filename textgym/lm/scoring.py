@@ -100,12 +100,15 @@ def _pair_frame(tokenizer: Path | PreTrainedTokenizerBase) -> _Frame | None:
     if not isinstance(backend, Tokenizer):
         return None
     pair = backend.encode("a", "a")
-    first, second = ([place for place, part in enumerate(pair.sequence_ids) if part == number] for number in (0, 1))
-    between, after = pair.ids[first[-1] + 1 : second[0]], pair.ids[second[-1] + 1 :]
+    read = [place for place, there in enumerate(pair.attention_mask) if there]  # the file may say to pad
+    ids, types = ([part[place] for place in read] for part in (pair.ids, pair.type_ids))
+    texts = [pair.sequence_ids[place] for place in read]
+    first, second = ([place for place, part in enumerate(texts) if part == number] for number in (0, 1))
+    between, after = ids[first[-1] + 1 : second[0]], ids[second[-1] + 1 :]
     if not between or not after:
         return None
-    pair_types = [int(place >= second[0]) for place in range(len(pair.ids))]
-    return _Frame(tuple(pair.ids[: first[0]]), tuple(between), after[0], pair.type_ids, pair_types)
+    pair_types = [int(place >= second[0]) for place in range(len(ids))]
+    return _Frame(tuple(ids[: first[0]]), tuple(between), after[0], types, pair_types)
 
 
 class Encoded(NamedTuple):

@@ -32,16 +32,18 @@ _OPERATIONS: Final[dict[type[ast.operator], Callable[[Fraction, Fraction], Fract
     ast.Div: operator.truediv,
 }
 _EQUATION: Final = re.compile(
-    r"([-\u2212]?[0-9(][0-9+\-*/()\u00d7\u00f7\u2212., ]{0,200})=\s*([-\u2212]?[0-9]+(?:,[0-9]+)*(?:\.[0-9]+)?)"
+    r"([-\u2212]?(?:[0-9(]|\.(?=[0-9]))[0-9+\-*/()\u00d7\u00f7\u2212., ]{0,200})="
+    r"\s*([-\u2212]?[0-9]+(?:,[0-9]+)*(?:\.[0-9]+)?)"
     # The number ends there, and nothing more is calculated.
     r"(?![0-9^%/]|[.,][0-9]|[eE][-+]?[0-9]|\s*[-+*/x\u00d7\u00f7\u2212]\s*[0-9(]|\s*\\(?:times|cdot|div))"
 )
 _LIST_MARK: Final = re.compile(r"\s*(?:[-*\u2022]|\(?[0-9]{1,3}[.)])\s+(?![-+*/\u00d7\u00f7\u2212=])")
 _UNFINISHED: Final = re.compile(
-    r"(?:[\w.]|[\w)}\]]\s*[-+/^\u00d7\u00f7\u2212]\s*|[0-9)}\]]\s*[*x=]\s*|\\(?:times|cdot|div)\s*)$"
+    r"(?:[\w.]|[\w)}\]]\s*[+/^\u00d7\u00f7]\s*|(?:[0-9)}\]]|\b[A-Za-z])\s*[-\u2212]\s*|[0-9)}\]]\s*[*x=]\s*"
+    r"|\\(?:times|cdot|div)\s*)$"
 )
 """What an equation goes on from: the numbers behind it are not all of its left side."""
-_DECIMAL: Final = re.compile(r"([0-9]+)\.([0-9]+)")
+_DECIMAL: Final = re.compile(r"([0-9]*)\.([0-9]+)")
 
 
 def final_answer(text: str) -> str:
@@ -223,9 +225,8 @@ def results(text: str) -> Counter[Fraction]:
     found: Counter[Fraction] = Counter()
     for line in text.splitlines():
         mark = _LIST_MARK.match(line)
-        found.update(
-            [value for each in _equations(line[mark.end() :] if mark else line) if (value := _holds(*each))][-1:]
-        )
+        values = [_holds(*each) for each in _equations(line[mark.end() :] if mark else line)]
+        found.update([value for value in values if value is not None][-1:])
     return found
 
 
@@ -240,7 +241,7 @@ def _equations(line: str) -> list[tuple[str, str]]:
 def _holds(left: str, right: str) -> Fraction | None:
     """Return the value of both sides of an equation; None where they differ, or nothing is calculated."""
     left = left.replace(",", "").translate(_SIGNS)
-    calculated = len(re.findall(r"[0-9]+(?:\.[0-9]+)?", left)) > 1
+    calculated = len(re.findall(r"[0-9.]+", left)) > 1
     exact = _DECIMAL.sub(lambda each: f"({int(each[1] + each[2])}/{10 ** len(each[2])})", left)
     known, wanted = evaluated(f"0{exact}" if exact.startswith("-") else exact), whole_number(right)
     return known[0] if calculated and known is not None and known[0] == wanted else None

@@ -210,15 +210,18 @@ def definitions(source: str) -> ast.Module:
 
 def _without_commands(lines: list[str]) -> ast.Module:
     """Return what lines of Python say, without those that a notebook reads as commands. Raises: SyntaxError."""
+    replaced: set[int] = set()
     while True:
         try:
             return ast.parse("\n".join(lines))
         except SyntaxError as error:
             place = (error.lineno or 1) - 1
             command = lines[place].lstrip() if place < len(lines) else ""
-            if not command.startswith(("%", "!")):
+            if place not in replaced and not command.startswith(("%", "!")):
                 raise
-            lines[place] = lines[place].removesuffix(command) + "pass"
+            # Blank where it is indented as no statement may be.
+            lines[place] = lines[place].removesuffix(command) + ("" if place in replaced else "pass")
+            replaced ^= {place}
 
 
 def _is_definition(statement: ast.stmt) -> bool:

@@ -376,7 +376,7 @@ def test_states_of_all_depths_are_searched_at_once_where_the_environment_answers
             parts.append(tree.observations(depth, own))
             wanted.append(solution.values[depth][own])
     states = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    agent = MCTS(task, MCTSConfig(simulations=600))
+    agent = MCTS(task, MCTSConfig(simulations=300))
     np.testing.assert_allclose(agent.values(states), np.concatenate(wanted), atol=1e-9)
 
 

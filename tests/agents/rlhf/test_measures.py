@@ -119,6 +119,7 @@ def test_bad_rankings_are_named():
         measure_rankings([], [])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_picture(tmp_path):
     image = pytest.importorskip("PIL.Image")
