@@ -143,7 +143,10 @@ def test_the_page_lists_every_check_under_its_number():
 )
 def test_lm_ppo_passes_all_but_learning(kl):
     asked = [name for name in UNTRAINED if name not in LOGS]  # lm-ppo learns from none
-    assert failures(check("lm-ppo", asked, settings={"device": "cpu", "kl": kl}, envs=32, iterations=4)) == []
+    found = failures(check("lm-ppo", asked, settings={"device": "cpu", "kl": kl}, envs=32, iterations=4))
+    # The gradient of these two is another's than J's: nobody asks for it.
+    unasked = [("turns: gradient", "the agent offers no hook 'gradient'")]
+    assert found == (unasked if kl.startswith("k3") else [])
 
 
 @pytest.mark.slow
