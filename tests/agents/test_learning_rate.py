@@ -150,9 +150,9 @@ def test_the_rate_follows_what_was_moved_and_where_within_bounds(
     assert f"times {toward:.3g}: log-ratios and scores correlate by {correlation:.3g})" in why
     assert settled(1e-5, rollout, 0 * log_ratios, gamma, RLOOConfig()) == (1e-5, "")
     # Where the update before had a share of that rate, so has what it would have moved at the whole of it.
-    less, why = settled(1e-5, rollout, log_ratios, gamma, RLOOConfig(update_kl=64.0 * rounds), factor=1 / 64)
-    assert less == pytest.approx(1e-5 * max(factor / 64, 0.1)) or factor in (0.1, 30.0)
-    assert f"at {1e-5 / 64:.3g} learning has moved" in why
+    less, why = settled(1e-5, rollout, log_ratios, gamma, RLOOConfig(update_kl=64.0 * rounds), factor=0.5)
+    assert less == pytest.approx(1e-5 * min(max(0.5 * (toward / moved) ** 0.5, 0.1), 30))
+    assert "at 5e-06 learning has moved" in why
     rate, why = settled(1e-5, rollout, log_ratios, None, RLOOConfig(update_kl=64.0 * rounds))
     assert f"wanted are 1 (update_kl={64 * rounds:g} for 256 episodes, times 1: no reward is learned from)" in why
 

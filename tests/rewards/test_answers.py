@@ -136,6 +136,8 @@ def test_steps_pay_each_right_step_once_when_its_line_ends() -> None:
         ("-3 + 4 = 7", False),
         ("2^3 + 4 = 7", False),
         ("5 x 3 + 4 = 7", False),
+        (f"5 x{' ' * 40}3 + 4 = 7", False),
+        ("3\t+ 4 = 7", True),
         (r"5 \times 3 + 4 = 7", False),
         (r"5 \div 3 + 4 = 7", False),
         ("sqrt(9 + 40) = 49", False),

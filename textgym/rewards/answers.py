@@ -223,7 +223,7 @@ class RightSteps(NamedReward):
 def results(text: str) -> Counter[Fraction]:
     """Return the results of the equations in a text that hold, one of each line: its last."""
     found: Counter[Fraction] = Counter()
-    for line in text.splitlines():
+    for line in (" ".join(each.split()) for each in text.splitlines()):
         mark = _LIST_MARK.match(line)
         values = [_holds(*each) for each in _equations(line[mark.end() :] if mark else line)]
         found.update([value for value in values if value is not None][-1:])
