@@ -56,7 +56,7 @@ def test_pass_at_k_by_the_formula_of_its_paper() -> None:
     assert found["pass"][5].mean == pytest.approx(1 - math.comb(17, 5) / math.comb(20, 5))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_truth_of_a_solved_task_is_met() -> None:
     """Of the reference on Countdown, p per prompt and per answer are known by enumeration."""
     task = make_task("Countdown", difficulty=2)

@@ -345,7 +345,7 @@ def test_with_n_1_it_is_the_plain_mean_and_with_all_samples_the_best():
     assert best_of_n(proxy, gold, weights, 3).gold.mean == -1.0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     # The best of 2 uniform numbers has mean 2 / 3.
     covered = 0

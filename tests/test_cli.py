@@ -129,7 +129,7 @@ def test_ctrl_c_is_one_line(capsys, monkeypatch):
     assert run(capsys, "list") == (130, "", "textgym: interrupted\n")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("module", "words", "extra"),
     [

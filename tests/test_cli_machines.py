@@ -83,7 +83,7 @@ def test_a_command_that_fails_gives_its_folder_back(capsys):
     assert not list(Path("runs").iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_live_run_in_the_background(capsys):
     """It may be stopped and continued, is called what it is, ignores Ctrl-C, and can be read at any moment."""
     words = ("train", "Bandit-v0", "--agent", "reinforce", "--episodes", "3200", "--save-every", "0")
@@ -146,7 +146,7 @@ def test_a_suite_and_a_report_that_a_full_disk_stopped_go_on(capsys):
     assert "not written to their end" not in Path("b/report/index.html").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(os.getuid() != 0, reason="root alone can become another user")
 def test_a_user_without_rights_and_name(monkeypatch):
     become = f"""

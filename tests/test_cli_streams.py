@@ -21,6 +21,7 @@ pytestmark = [
 HELLO = ("play", "Text-v0", "--seed", "0", "--env", "reference=uniform")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
 def test_without_an_output_there_is_nothing_to_say(closed):
     for words in (("--help",), ("list", "--json")):
@@ -34,6 +35,7 @@ def test_without_an_error_stream_an_error_is_an_exit_code(nowhere):
         assert shell(f'"$@" {nowhere}', "lst", PYTHONUNBUFFERED=unbuffered).returncode == 2
 
 
+@pytest.mark.long
 def test_a_closed_input_is_an_empty_one():
     closed, empty = (shell(f'"$@" {source}', *HELLO) for source in ("<&-", "</dev/null"))
     assert (closed.returncode, closed.stderr) == (0, "")
@@ -61,6 +63,7 @@ def test_a_full_output_is_named(words, unbuffered):
     assert_one_line(done.returncode, done.stderr, "standard output: No space left on device")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")  # noqa: PTH110
 def test_a_training_whose_output_is_full_names_no_folder_as_full(tmp_path):
     words = ("train", "Bandit-v0", "--agent", "q-learning", "--batch", "8", "--episodes", "16", "--out", "r")
@@ -77,6 +80,7 @@ def test_a_reader_who_leaves_ends_it_quietly(stream):
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.long
 def test_help_does_not_depend_on_how_python_was_started():
     both = '"$@" --help && "$@" list --help'
     plain, stripped = (shell(both, PYTHONOPTIMIZE=level) for level in ("0", "2"))

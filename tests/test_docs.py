@@ -35,7 +35,7 @@ def printed(language: str, source: str, names: dict[str, object]) -> str:
     return stream.getvalue()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("page", "least"), [("exact.md", 10), ("turns.md", 5)])
 def test_a_page_shows_what_its_code_prints(page, least):
     text = (DOCS / page).read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "quickstart.md"
 BLOCK = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```\n", re.DOTALL)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_page_shows_what_its_code_prints() -> None:
     text = PAGE.read_text(encoding="utf-8")
     found, names = BLOCK.findall(text), {"__name__": "page"}

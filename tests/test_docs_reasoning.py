@@ -22,7 +22,7 @@ def missing(needs: str, source: str) -> bool:
     return bool(package) and find_spec(package) is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_page_shows_what_its_code_prints() -> None:
     text = PAGE.read_text(encoding="utf-8")
     blocks, names = BLOCK.findall(text), {"__name__": "page"}

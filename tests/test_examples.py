@@ -59,6 +59,7 @@ def test_ppo_learns(task, steps):
     assert np.mean(history[-5:]) >= 0.9  # of an optimum of 1
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not limit the memory of a process")
 def test_code_is_paid_for_what_it_answers_and_kept_within_limits(tmp_path):
     codes = {

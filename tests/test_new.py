@@ -88,6 +88,7 @@ def test_its_own_tests_pass(folder, monkeypatch, chosen, count):
     assert counter.outcomes == ["passed"] * count
 
 
+@pytest.mark.long
 def test_its_tests_see_a_broken_reward(folder, monkeypatch):
     reward = folder / "soup_shop" / "reward.py"
     reward.write_text(reward.read_text().replace('("please" in words) +', '("pleas" in words) +'))
@@ -101,6 +102,7 @@ def test_its_tests_see_a_broken_reward(folder, monkeypatch):
     assert counter.outcomes.count("failed") == 3  # all but the answer without "please"
 
 
+@pytest.mark.long
 def test_the_notebook_runs(folder, monkeypatch, capsys):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
@@ -191,6 +193,7 @@ def test_no_file_of_the_template_is_forgotten_in_the_wheel():
     assert len(dict(project(NAME))) == 10
 
 
+@pytest.mark.long
 def test_a_broken_pyproject_of_the_current_folder_stops_nothing(tmp_path):
     for text in ("[project", "project = 3", '[project.entry-points]\n"textgym.agents" = 3', ""):
         (tmp_path / "pyproject.toml").write_text(text)

@@ -150,6 +150,7 @@ def short(prompts, completions, **columns):
 '''
 
 
+@pytest.mark.long
 def test_errors_of_the_user_s_own_code_show_the_user_s_line(fresh):
     place = "(faulty.py, line 41: return [1 / 0 for _ in prompts])"
     division = f"reward 'reward' raised ZeroDivisionError: division by zero {place}"
@@ -255,6 +256,7 @@ def test_agents_and_rewards_are_listed(capsys):
         assert words in " ".join(out.split())
 
 
+@pytest.mark.long
 def test_a_namespace_is_part_of_an_id_and_textgym_s_is_taken():
     from textgym.registry import TaskEntry
 

@@ -27,7 +27,7 @@ def script(*rows: list[int]) -> Any:
     return lambda turn: np.array([rows[row][turn.time] for row in turn.rows])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_else_steps_an_environment_to_the_end_of_its_episodes() -> None:
     found = {
         name

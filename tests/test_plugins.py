@@ -186,6 +186,7 @@ except ImportError as error:
 """
 
 
+@pytest.mark.long
 def test_a_broken_package_is_named_once_and_all_else_works(tmp_path: Path) -> None:
     site = tmp_path / "site"
     install(site, "broken-kit", {"broken_kit.py": "import no_such_module\n"}, every_group("broken_kit"))

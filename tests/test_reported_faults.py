@@ -178,7 +178,7 @@ def test_episode_statistics_are_those_of_sync_vector_env(mode: AutoresetMode) ->
     assert len(native) > 10
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_masks_come_from_other_processes() -> None:
     maskable = pytest.importorskip("sb3_contrib.common.maskable.utils")
     from stable_baselines3.common.env_util import make_vec_env

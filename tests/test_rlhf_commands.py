@@ -66,7 +66,7 @@ def test_sft_from_preferences(capsys):
     assert_one_line(*run(capsys, *again, "--resume")[::2], "nothing to resume")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_ensemble_of_reward_models(capsys):
     words = ("--data", "pairs.jsonl", "--members", "2", "--loss", "plackett_luce", "--centering", "0.01")
     code, out, _ = run(capsys, "reward-model", *words, *TINY, "--out", "rm")
@@ -138,7 +138,7 @@ def test_a_run_that_was_ended_goes_on_to_the_same_result(capsys, command, shown)
     assert not Path("cut/checkpoints").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not (BASE.is_dir() and DATA.is_file()), reason=f"{SHARED} is missing (set TEXTGYM_SHARED)")
 @pytest.mark.parametrize("command", ["sft", "reward-model"])
 def test_real_transcripts_on_a_real_model(capsys, command):

@@ -341,7 +341,7 @@ def hangs_at_b(prompts, completions, **columns):
     return counts_a(prompts, completions)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_time_limit_is_of_a_batch_as_large_as_in_playing():
     options = {**SMALL_TEXT, "tokenizer": [*"abcdefgh", "<end>"], "max_new_tokens": 4}  # 4,681 texts, 0.9 s
     found = solve(make_task("Text", reward=counts_a_slowly, timeout=0.6, on_error="skip", **options))

@@ -254,7 +254,7 @@ def test_two_prompts_of_which_one_begins_with_the_other():
     assert (depths.tolist(), rows.tolist()) == ([1], [1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_policy_of_a_conversation_with_turns_of_any_length():
     solution = solve(ragged(most=2, tokens=2), beta=0.1)
     levels = [level for level in solution.tree.levels if level.environment is not None]

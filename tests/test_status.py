@@ -111,6 +111,7 @@ def test_it_is_off_where_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> 
                 assert sys.stdout is before
 
 
+@pytest.mark.long
 def test_the_command_line_is_never_silent_for_long(tmp_path: Path) -> None:
     slow = "import time, textgym.commands.list as c; c.main = lambda words: time.sleep(4)"
     code = f"import sys\n{slow}\nfrom textgym.cli import main\nsys.argv[1:] = ['list']\nsys.exit(main())"

@@ -339,7 +339,7 @@ def test_whatever_python_is_asked_there_is_one_reply(text):
 PYTHON: Tools | None = None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_responder_has_a_deadline():
     env = TokenEnv("Text", responder={"name": "deadline", "responder": "turn_tools:never", "seconds": 0.3})
     env.reset(seed=0)

@@ -82,7 +82,7 @@ def test_without_demonstrations_there_is_nothing_to_learn_from(env):
         BehaviourCloningConfig(demonstrations=20, data="rows.jsonl")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_passes_every_check_that_applies(file):
     settings = {**CPU, "data": str(file)}
     findings = check("behaviour-cloning", UNTRAINED, settings=settings, envs=16, iterations=2)

@@ -85,7 +85,7 @@ def failures(findings):
     return [(f.check, f.found) for f in findings if f.status != HOLDS]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.sweep) for seed in (1, 2))])
 def test_the_clean_agent_passes_every_check(seed):
     findings = check(MutantAgent, settings={"seed": seed}, learning_tasks=TASKS)

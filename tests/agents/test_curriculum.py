@@ -145,7 +145,7 @@ def plan(agent="rloo", kind="difficulty", **changes: Any) -> TrainSettings:
     return TrainSettings(**values | changes)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["difficulty", "progress"])
 def test_a_resumed_run_draws_as_the_whole_one(tmp_path, kind):
     Training(plan(kind=kind), pictures=False).run(tmp_path / "whole", Watcher())

@@ -146,6 +146,7 @@ def test_the_critic_and_branches_say_what_whole_rows_say(make):
     torch.testing.assert_close(values, want[1], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.long
 @MODELS
 @pytest.mark.parametrize("named", [False, True])
 def test_a_resumed_run_equals_one_that_went_on(make, named, tmp_path):
@@ -228,6 +229,7 @@ def test_the_loss_of_fine_tuning_is_that_of_completion_tokens_one_by_one(make):
     assert float(loss(**loss.collate(rows)).detach()) == pytest.approx(want, rel=1e-5)
 
 
+@pytest.mark.long
 @MODELS
 def test_fine_tuning_from_a_folder_to_a_folder(make, tmp_path):
     save_with_tokenizer(make, tmp_path / "start")
@@ -243,6 +245,7 @@ def test_fine_tuning_from_a_folder_to_a_folder(make, tmp_path):
     make_agent("reference", vector(task, 2)).log_probs(vector(task, 2).reset(seed=0)[0])
 
 
+@pytest.mark.long
 def test_dpo_and_cloning_learn_from_files(tmp_path):
     task = ragged()
     write_rankings(tmp_path / "pairs.jsonl", [Ranking("a ?", ("b b", "c"), (True, True))])

@@ -150,6 +150,7 @@ def test_variance_falls_as_theory_says(enumeration):
     assert variance["GRPO without std, groups of 2"] == pytest.approx(variance["RLOO, groups of 2"] / 4)
 
 
+@pytest.mark.long
 def test_variance_against_the_definition(enumeration):
     # REINFORCE: the gradient of each trajectory by autograd of its own log-probability, times its charged return.
     policy, tree = Recurrent(), enumeration.values.tree
@@ -170,6 +171,7 @@ def test_variance_against_the_definition(enumeration):
     assert row.variance == pytest.approx(second - mean @ mean, rel=1e-10)
 
 
+@pytest.mark.long
 def test_drawn_groups_agree_with_all_groups(enumeration, monkeypatch):
     import textgym_agents.exact.estimators as module
 

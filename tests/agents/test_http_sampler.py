@@ -62,6 +62,7 @@ def seeds_of(seed, count):
     return np.random.SeedSequence([seed, 1]).generate_state(count).tolist()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"min_new_tokens": 2, "temperature": 0.8, "top_k": 3}])
 @pytest.mark.parametrize("kind", [TokenVectorEnv, Staggered])
 def test_replayed_completions_are_the_rollout_of_the_own_decoder(server, client, options, kind):

@@ -86,7 +86,7 @@ def near(tree):
     return 0.02 * max(1.0, spread(tree))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", MANY)
 def test_ilql_comes_to_the_expectiles_of_q(name):
     tree, data = truth(name)
@@ -97,7 +97,7 @@ def test_ilql_comes_to_the_expectiles_of_q(name):
         assert logs.distance(exact, logs.fixed_point(tree, data, logs.expectile_backup(0.7))) > 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", MANY)
 def test_cql_comes_to_what_its_softmax_and_the_log_say(name):
     tree, data = truth(name)
@@ -109,7 +109,7 @@ def test_cql_comes_to_what_its_softmax_and_the_log_say(name):
         assert logs.distance(exact, logs.fixed_point(tree, data, logs.expectile_backup(1))) > 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", MANY)
 def test_monte_carlo_values_are_those_of_the_policy_that_logged(name):
     tree, _ = truth(name)
@@ -133,7 +133,7 @@ def test_both_come_near_the_maximum_over_logged_tokens(name):
         assert found[2] < 0.01 * scale * len(tree.levels)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_the_log_of_the_reference_advantage_weighted_regression_comes_to_the_optimum_of_j():
     tree, agent = logs.learned("Stop", "awr", {"advantage_temperature": 0.1, "greatest_weight": 1e9}, 300)
     solution = solve(tree.task)

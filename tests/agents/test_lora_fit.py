@@ -21,7 +21,7 @@ from textgym.world import MODEL_PATH
 peft = pytest.importorskip("peft")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sft_with_lora_then_ppo_with_lora_begins_at_a_kl_of_0(capsys, tmp_path):
     pair_file(tmp_path / "pairs.jsonl")
     words = ("--epochs", "2", "--batch", "8", "--micro-batches", "2", "--device", "cpu", "--lora-rank", "4")

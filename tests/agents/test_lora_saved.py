@@ -50,6 +50,7 @@ def test_a_checkpoint_is_the_adapter_and_goes_on_bit_for_bit(tmp_path):
     torch.testing.assert_close(plain_logits(read), plain_logits(load_agent(tmp_path / "agent", env).policy.model))
 
 
+@pytest.mark.long
 def test_an_adapter_is_refused_over_other_weights(task, env, tmp_path):
     tiny_llama(4).save_pretrained(tmp_path / "base")
     agent = LMPPO(task, lora_config(model=str(tmp_path / "base")))

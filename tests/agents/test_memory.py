@@ -51,7 +51,7 @@ def test_the_built_in_shapes_are_those_of_their_cards(name, parameters):
         assert _Run(model_config(name), SMALL).parameters == pytest.approx(parameters, rel=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_weights_are_counted():
     model = tiny_llama(11)
     count = sum(each.numel() for each in model.parameters())
@@ -70,7 +70,7 @@ def test_weights_are_counted():
     assert bits.parts["kept tokens, as bits"] == 8 * 4 * 2  # 11 tokens are two bytes
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_cache_holds_keys_and_values_of_all_tokens():
     found = estimate(TWO, SMALL)
     # 2 layers, keys and values, 2 heads of 64 floats, 10 tokens but the last, of 8 rows
@@ -79,7 +79,7 @@ def test_the_cache_holds_keys_and_values_of_all_tokens():
     assert found.parts["key-value cache"] == cache + 8 * 896 * 4 + 8 * 9 * 8 + 8 * 8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_prompts_take_what_those_of_a_part_take(monkeypatch):
     def read(rows):
         """Bytes of reading prompts of 512 tokens, beside the cache: 2 layers, keys and values, 2 heads of 64 floats."""
@@ -210,7 +210,7 @@ def test_a_plan_out_of_range_is_refused(name, value):
         Plan(**{name: value})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_prints_parts_and_what_fits(capsys, tmp_path):
     sizes = ["--batch", "8", "--prompt-tokens", "6", "--new-tokens", "4", "--micro-batch", "2", "--device", "cpu"]
     TWO.save_pretrained(tmp_path)

@@ -105,7 +105,7 @@ def test_the_mask_policy_is_copied_every_so_many_iterations_and_not_trained():
     assert len(list(agent.policy.parameters())) == len(list(tiny_agent().policy.parameters()))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_resumed_run_has_the_mask_of_the_one_that_was_interrupted(tmp_path):
     task = tiny_task()
     env = batch_env(task, 16)

@@ -349,6 +349,7 @@ def test_texts_are_refused(actor, tmp_path):
         logged(recording, actor, actor.task)
 
 
+@pytest.mark.long
 def test_the_command_shows_the_truth_beside_the_estimates(tmp_path, capsys):
     task = make_task("Copy")
     agent = make_agent("random", make_env("textgym/Copy-v0", 2))

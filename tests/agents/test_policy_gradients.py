@@ -139,7 +139,7 @@ def exact_table():
     return {moments.estimator: moments for moments in table}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("settings", "row"),
     [

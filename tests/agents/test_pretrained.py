@@ -117,7 +117,7 @@ def test_what_is_no_model_is_said(env: Any, tmp_path: Path) -> None:
         make_agent("hf:./nowhere", env)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_commands_take_it(capsys: Any, louder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "suites.py").write_text(

@@ -30,7 +30,7 @@ def test_an_update_may_take_more_episodes_than_there_are_environments(capsys):
     assert any(row["along"] not in (None, 0) for row in age["rows"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_prints_and_writes_its_table(tmp_path, capsys):
     words = ["Bandit-v0", "--env", "difficulty=1", "--updates", "1", "--stale", "0", "1", "--group", "2"]
     main([*words, "--json"])

@@ -107,7 +107,7 @@ def test_what_depends_on_the_action_is_weighed_and_the_kl_of_a_state_is_not(kl):
     torch.testing.assert_close(found.double(), want.double(), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_weights_make_the_expected_gradient_of_a_first_token_the_policys():
     # One token a completion: E over the sampler of weight * A * grad log pi is E over the policy of A * grad log pi.
     task = tiny_task(max_new_tokens=1)

@@ -86,7 +86,7 @@ def test_other_tables_are_distilled_to_the_tolerance():
     assert divergences(task, tiny_model(word_task("uniform"))).mean() > 50 * TOLERANCE
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_any_object_with_log_probs_is_a_reference():
     class Wrapped:
         """A table of pairs that nobody can see is one."""
@@ -146,7 +146,7 @@ def test_an_agent_starts_with_no_kl_and_the_reference_s_value(name):
     assert values.kl == pytest.approx(0.0, abs=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ppo_learns_a_diagnostic_without_being_told_anything():
     task = make_task("Bandit", difficulty=3)
     agent = LMPPO(task, LMPPOConfig(device="cpu", learning_rate=3e-3))

@@ -48,7 +48,7 @@ def logged(data):
             parts = []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_wandb_offline_holds_settings_numbers_and_a_table(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     from wandb.proto.wandb_internal_pb2 import Record

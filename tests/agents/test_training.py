@@ -211,7 +211,7 @@ def test_at_beta_0_the_optimum_is_the_greatest_reward_or_not_known(tmp_path):
     assert (tmp_path / "large" / "curve.png").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sharp_optimum_is_worked_out_once_with_what_was_learned(tmp_path):
     """The reference's completions do not carry J*: evaluations have a J, and optimality comes with the last one."""
     words = ["a", *(f"w{i}q" for i in range(40))]
@@ -238,7 +238,7 @@ def test_a_sharp_optimum_is_worked_out_once_with_what_was_learned(tmp_path):
     assert kept_optimum(folder.path, make_env("textgym/Text-v0", 1, **other).unwrapped.task, "eval", 0.05) is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_j_star_is_not_estimated_where_nobody_asks(tmp_path):
     """Evaluations have J and no optimality, and the run goes on as it began."""
     words = ["a", *(f"w{i}q" for i in range(40))]

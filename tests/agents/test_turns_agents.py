@@ -152,7 +152,7 @@ def reference_values(task):
     return {"<1": ask, "0": 0.5, "1": 0.5}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_best_of_n_chooses_a_turn_by_its_mean_over_what_may_be_hidden():
     env = make_env("textgym/TwentyQuestions-v0", 64, difficulty=1, segments=True)
     task = env.unwrapped.task

@@ -119,7 +119,7 @@ def test_the_loss_counts_the_policys_tokens_alone(name, monkeypatch):
     assert metrics["objective/scores"] == pytest.approx(score.mean())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["lm-ppo", "rloo"])
 def test_a_command_trains_and_evaluates_with_a_user_of_one_s_own(name, tmp_path, monkeypatch, capsys):
     module = f"user_of_{name.replace('-', '_')}"  # a module is imported once in a process

@@ -88,7 +88,7 @@ def test_a_cell_that_was_killed_and_gone_on_with_gives_the_same_numbers(name, tm
     assert whole["measures"]["before"]["length"] is not None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_a_search_has_scored_counts_before_a_run_is_broken_off_and_after_it(tmp_path):
     cell = Cell("textgym/Bandit-v0", "alphazero", 64, 3, config={"batch": 16, "simulations": 4})
     whole, broken = (each["measures"] for each in whole_and_broken(cell, tmp_path))
@@ -224,7 +224,7 @@ def test_an_agent_that_learns_nothing_has_a_level_curve(tmp_path):
     assert (measures["episodes"], measures["tokens"]) == (0, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_a_search_has_scored_counts(tmp_path):
     cell = CELLS["mcts"]
     measures = run_cell(cell, SMALL, tmp_path / "cell", tmp_path / "optima")["measures"]

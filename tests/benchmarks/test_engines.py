@@ -55,6 +55,7 @@ def test_values_and_failures_come_back(engine):
     assert made.cpu_seconds >= 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", MORE_THAN_ONE)
 def test_a_dying_process_takes_nothing_with_it(engine, tmp_path):
     jobs = [

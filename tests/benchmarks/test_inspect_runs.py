@@ -44,7 +44,7 @@ def test_a_run_is_shown_on_its_own_task(train, capsys):
     assert [step["text"] for step in trace["steps"]] == ["word"] * 4 + ["<end>"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_runs_need_one_task(train, capsys):
     short, long, alike = train("short", "difficulty=2"), train("long"), train("alike", "difficulty=2")
     _, traces, _ = shown(capsys, "--agent", short, "--agent", alike)

@@ -227,6 +227,7 @@ def test_a_server_that_waits_is_no_stage_of_the_work(begun, capsys, caplog, monk
     assert caplog.messages[-1:] == [""]  # after which a status line is silent
 
 
+@pytest.mark.long
 def test_it_ends_with_the_program_that_started_it(begun):
     words = ("report", str(begun.path), "--live", "--port", "18800", "--until-eof")
     with started(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -99,7 +99,7 @@ def index(report):
     return Page(report / "index.html")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_folder_holds_all_that_its_pages_name(report, results, index):
     pages = {f"{result.cell.key}.html" for result in results}
     assert {path.name for path in (report / "cells").iterdir()} == pages
@@ -269,7 +269,7 @@ def test_the_command(capsys, small, tmp_path):
     assert "nothing" in error
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_of_textgym_train_has_a_report(capsys, tmp_path):
     folder = tmp_path / "bandit"
     options = ("--agent", "lm-ppo", "--episodes", "512", "--eval-every", "2", "--out", str(folder))

@@ -130,7 +130,7 @@ def test_few_runs_are_resampled_by_enumeration():
     assert (low, high) == (pytest.approx(means[6]), pytest.approx(means[-7]))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_runs_are_resampled_at_random_to_the_normal_interval():
     runs = GENERATOR(3).normal(size=(400, 2))
     found, low, high = mean_of_runs(runs, GENERATOR(0), replicates=4000)

@@ -21,7 +21,8 @@ def run(tmp_path):
     return learned
 
 
-@pytest.mark.parametrize(("width", "dark"), [pytest.param(1280, False, marks=pytest.mark.long), (400, True)])
+@pytest.mark.long
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
 def test_the_page_draws_a_run_that_goes_on(visit, run, width, dark, picture):
     with served(run.path) as server:
         opened = visit(f"http://127.0.0.1:{server.server_port}/", width, dark)

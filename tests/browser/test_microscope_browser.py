@@ -56,6 +56,7 @@ def selected(page):
     )
 
 
+@pytest.mark.long
 def test_a_click_shows_the_numbers_of_the_json(visit, page, traces):
     visited = visit(page)
     data = trace_json(traces)["traces"]
@@ -155,6 +156,7 @@ def test_hostile_texts_stay_text(visit, tmp_path):
     visited.check()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 400])
 def test_it_fits_and_is_pictured(visit, page, screenshots, width, dark):

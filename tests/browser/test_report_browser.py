@@ -208,6 +208,7 @@ def filter_cells_and_open_one(opened):
     page.wait_for_url("**/index.html#cells")
 
 
+@pytest.mark.long
 def test_a_reader_sorts_filters_hides_and_opens(opened):
     sort_the_leaderboard_by_click_and_by_key(opened)
     filter_the_leaderboard_by_task(opened)
@@ -235,6 +236,7 @@ def test_colours_follow_the_system_and_the_button(visit, index):
     visited.check()
 
 
+@pytest.mark.long
 def test_hostile_texts_are_inert(visit, index):
     visited = visit(index)
     page = visited.page
@@ -257,7 +259,8 @@ def test_hostile_texts_are_inert(visit, index):
     visited.check()
 
 
-@pytest.mark.parametrize(("width", "dark"), [pytest.param(1280, True, marks=pytest.mark.long), (400, False)])
+@pytest.mark.long
+@pytest.mark.parametrize(("width", "dark"), [(1280, True), (400, False)])
 def test_it_fits_the_screen(visit, index, picture, width, dark):
     visited = visit(index, width=width, dark=dark)
     page = visited.page

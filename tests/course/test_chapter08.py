@@ -22,6 +22,7 @@ def chapter():
     return ran(8)
 
 
+@pytest.mark.long
 def test_8a_rules_add_up_terms(chapter):
     # By hand: content 0.6, courtesy 0.2, concision 0.1, ending 0.1; a wrong claim -0.2; a stray sentence halves.
     assert chapter["paid"] == pytest.approx([1.0, 0.8, -0.2, 0.4])
@@ -57,6 +58,7 @@ def test_8d_the_gradient_by_hand_is_autograds(chapter):
     assert f"{math.log(2):.6f}" in chapter.printed
 
 
+@pytest.mark.long
 def test_8e_training_a_head_beats_saying_nothing(chapter):
     differences, held = chapter["differences"].numpy(), chapter["held"]
     head = chapter["heads"][0.03].numpy()

@@ -45,7 +45,7 @@ def mode_texts():
     return texts, np.array(reference), np.array(returns)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_9a_the_objective_is_the_return_less_the_price_of_the_kl(chapter):
     assert chapter["objective"](REFERENCE) == pytest.approx((0.25, 0.25, 0.0))
     certain = np.array([float(text == TARGET) for text in TEXTS])

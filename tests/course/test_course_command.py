@@ -49,6 +49,7 @@ def test_a_chapter_is_copied_once(tmp_path, capsys):
     assert "is there already; allowed is another folder" in err
 
 
+@pytest.mark.long
 def test_what_is_graded_is_kept_and_listed(tmp_path, capsys):
     path = write(tmp_path / "mine.ipynb", RIGHT, "def longest_wait(gamma, share):\n    return 7")
     code, out, _ = run(capsys, "grade", path)
@@ -65,6 +66,7 @@ def test_what_is_graded_is_kept_and_listed(tmp_path, capsys):
     assert [row["right"] for row in json.loads(out) if row["chapter"] == 3] == [0]
 
 
+@pytest.mark.long
 def test_a_table_for_many_files(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a.ipynb", RIGHT)
@@ -78,6 +80,7 @@ def test_a_table_for_many_files(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "textgym-course.json").exists()
 
 
+@pytest.mark.long
 def test_whatever_an_answer_does_the_next_one_is_graded(tmp_path, capsys):
     cells = [
         "def trajectory_log_probability(start, chosen):\n    raise KeyError('x')",
@@ -159,6 +162,7 @@ def test_a_slip_is_named_where_it_gives_all_answers():
     assert hint(lambda x: 3 * x) == "y: found 0, expected 1. Given 0."  # equal in the first case alone
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="on Windows what a process has started outlives it")
 def test_what_an_answer_has_started_ends_with_its_process(tmp_path):
     cell = f"""
@@ -190,6 +194,7 @@ def runs(pid):
         return False
 
 
+@pytest.mark.long
 def test_a_file_that_cannot_be_graded_stands_in_the_table(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a.ipynb", RIGHT)

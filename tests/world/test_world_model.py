@@ -69,7 +69,7 @@ def test_chat_template(tokenizer: Tokenizer) -> None:
     assert whole == "<|user|>Hello!<|end|><|assistant|>Hi.<|end|>"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_knows_every_fact_in_the_experts_manner(model: Any, tokenizer: Tokenizer) -> None:
     for held_out, count in ((True, 24), (False, 72)):
         known = fact_knowledge(model, tokenizer, held_out)

@@ -194,7 +194,7 @@ def test_without_settings_it_has_the_defaults():
     assert AlphaZero(small_task()).config == AlphaZeroConfig()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_kit_finds_nothing():
     names = (
         "starts at the reference", "values read nothing later", "log-probs sum to one", "mask obedience",

@@ -136,7 +136,7 @@ def test_a_search_ends_when_all_is_known():
     assert agent.planner.forest.solved[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_noisy_end_is_tried_again():
     env = make_env("textgym/Noisy-v0", 1, segments=True)
     agent = make_agent("mcts", env, simulations=1000)
@@ -366,6 +366,7 @@ def test_what_the_reference_never_writes_is_never_written_whatever_the_prior(lea
         np.testing.assert_allclose(found, np.exp(solution.log_policy[0]).reshape(found.shape), atol=1e-9)
 
 
+@pytest.mark.long
 def test_states_of_all_depths_are_searched_at_once_where_the_environment_answers():
     task = turn_task()
     solution = solve(task)

@@ -46,7 +46,7 @@ def test_bad_words_are_named(capsys, words, message):
     assert message in err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_page_of_algorithms_shows_what_the_command_prints(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     page = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")

@@ -106,7 +106,7 @@ def test_it_scores_exactly_what_it_was_trained_on(tmp_path, monkeypatch):
     assert trained == scored == {tuple(applied(tokenizer, *pair)) for pair in both}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_gradient_checkpointing_trains_the_same_model(tmp_path):
     data = pair_file(tmp_path / "pairs.jsonl", 16)
     found = []
@@ -126,7 +126,7 @@ def test_margins_and_plackett_luce_exclude_each_other():
         RewardModelSettings(data="x", loss="listwise")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_learns_what_is_preferred_and_scores_around_zero(tmp_path):
     plan = RewardModelSettings(pair_file(tmp_path / "pairs.jsonl", 80), **{**QUICK, "epochs": 6})
     result = train_reward_model(plan, tmp_path / "run")

@@ -166,7 +166,7 @@ def test_bad_settings_are_named(changes, word):
         SFTSettings(**{"data": "x", **changes})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_learns_and_leaves_nothing_behind(tmp_path):
     plan = SFTSettings(pair_file(tmp_path / "pairs.jsonl"), **{**QUICK, "epochs": 6})
     random.seed(1)
@@ -214,7 +214,7 @@ def test_gradient_checkpointing_trains_the_same_model(tmp_path):
         torch.testing.assert_close(tensor, found[1][name], atol=1e-6, rtol=1e-5, msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_end_token_that_pads_as_well_is_learned_as_an_end(tmp_path):
     data = pair_file(tmp_path / "pairs.jsonl")
     for name, pad in (("apart", "<|pad|>"), ("end", "<|end|>")):
@@ -226,7 +226,7 @@ def test_an_end_token_that_pads_as_well_is_learned_as_an_end(tmp_path):
     assert apart == end
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_parts_of_a_step_do_not_change_it(tmp_path):
     # Completions of different length: a mean of the parts' means would be another number.
     data = pair_file(tmp_path / "pairs.jsonl")
@@ -237,7 +237,7 @@ def test_parts_of_a_step_do_not_change_it(tmp_path):
     assert [row.get("loss") for row in one[1:]] == pytest.approx([row["loss"] for row in four[1:]], rel=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_after_an_interruption_the_result_is_the_same(tmp_path):
     # Dropout draws from a generator whose state has to come back too.
     plan = SFTSettings(pair_file(tmp_path / "pairs.jsonl"), base=dropout_base(tmp_path / "base"), eval_every=2, **QUICK)
@@ -254,7 +254,7 @@ def test_after_an_interruption_the_result_is_the_same(tmp_path):
         assert result_of(run) == result_of(tmp_path / "whole")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_crash_while_saving_loses_no_checkpoint(tmp_path, monkeypatch):
     plan = SFTSettings(pair_file(tmp_path / "pairs.jsonl"), base=dropout_base(tmp_path / "base"), **QUICK)
     train_sft(plan, tmp_path / "whole")

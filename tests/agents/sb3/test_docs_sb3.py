@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from test_docs import printed, trimmed
 from textgym_agents.registry import agent_names
 
@@ -12,6 +13,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "sb3.md"
 BLOCK = re.compile(r"```(python)\n(.*?)```\n\n```text\n(.*?)```\n", re.DOTALL)
 
 
+@pytest.mark.long
 def test_the_page_shows_what_its_code_prints() -> None:
     text = PAGE.read_text(encoding="utf-8")
     blocks, names = BLOCK.findall(text), {"__name__": "page"}

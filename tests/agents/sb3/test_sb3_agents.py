@@ -75,7 +75,7 @@ CHECKS = (
 KINDS = ("ppo", "maskable-ppo", "recurrent-ppo", "dqn", "sac")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",  # one of each kind: a policy gradient, one with masks, one with a state, values, points
     [pytest.param(name, marks=[] if name.removeprefix("sb3-") in KINDS else [pytest.mark.sweep]) for name in ALL],
@@ -92,7 +92,7 @@ def test_what_applies_of_the_conformance_kit_holds(name: str) -> None:
     assert asked >= set(CHECKS) - left_out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["sb3-ppo", "sb3-recurrent-ppo", "sb3-dqn", "sb3-sac"])
 def test_an_agent_is_saved_without_pickle_and_goes_on(name: str, tmp_path: Path) -> None:
     task = task_of()

@@ -185,6 +185,7 @@ def test_both_optima_of_copy(name):
     assert soft.optimality(policy_values(tree, agent).objective) >= 0.98
 
 
+@pytest.mark.long
 def test_optimistic_values_are_tried_before_long():
     """Greedy without exploration stays with the first thing that paid, unless all else promises more."""
     task = small_task(beta=0.1)
