@@ -1,6 +1,7 @@
 """The steps of the solver on one level written by hand, and what a tree says of its own states."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from solver_tools import Table, bigram, completions, small_task
 from turn_tools import ragged
 
 from textgym import TokenEnv, make_task
+from textgym.evaluate import evaluate
 from textgym.lm.reference import NGramReference
 from textgym.solver import policy_values, prefix_tree, solve, trajectory_probabilities
 from textgym.solver.build import legal_tokens
@@ -297,3 +299,67 @@ def test_equal_prompts_with_other_data_look_alike_and_with_the_same_are_one(turn
 
 def right(prompts, completions, answer, **columns):
     return [float(want in text) for want, text in zip(answer, completions, strict=True)]
+
+
+def words_task(**options):
+    return make_task(
+        "Text", **{"tokenizer": ["a", "b", "<end>"], "stop": "<end>", "prompts": ["a"], "beta": 0.1} | options
+    )
+
+
+def test_rewards_that_the_discount_makes_small_are_no_ties():
+    def last_is_b(prompts, completions, **columns):
+        return [float(text.split()[11:] == ["b"]) for text in completions]
+
+    solution = solve(words_task(max_new_tokens=12, reward=last_is_b, gamma=0.05), beta=0.0)
+    assert solution.objective == pytest.approx(0.05**11, rel=1e-9)
+    assert solution.optimal.objective == pytest.approx(solution.objective, rel=1e-9)
+    np.testing.assert_allclose(np.exp(solution.log_policy[11][:3]), [0, 1, 0])
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3])
+@pytest.mark.parametrize("row", [[0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.34, 0.33, 0.33]])
+def test_where_everything_is_paid_alike_there_is_no_optimality(tokens, row):
+    reference, policy = (NGramReference(np.array([each] * 3)) for each in (row, [0.6, 0.2, 0.2]))
+    task = words_task(
+        max_new_tokens=tokens, reference=reference, reward=lambda prompts, completions, **columns: [0.1] * len(prompts)
+    )
+    solution = solve(task)
+    assert math.isnan(solution.optimality(policy_values(task, policy).objective))
+    assert evaluate(policy, task).optimality is None
+
+
+@pytest.mark.parametrize("gap", [1.0, 1e-10])
+def test_prompts_that_differ_in_an_entry_of_long_data_are_two(gap):
+    def pay(prompts, completions, want, **columns):
+        return [float(("b" if each[1500] else "a") in text) for each, text in zip(want, completions, strict=True)]
+
+    want = [np.zeros(3000), np.zeros(3000)]
+    want[1][1500] = gap
+    task = words_task(prompts=["a", "a"], max_new_tokens=1, columns={"want": want}, reward=pay)
+    seen = {"input_ids": np.array([[0]]), "attention_mask": np.ones((1, 1), dtype=np.int8)}
+    with pytest.raises(ValueError, match="is the same with other data"):
+        solve(task).log_probs(seen)
+
+
+def test_an_observation_may_be_narrower_than_another_prompt():
+    solution = solve(words_task(prompts=["a", "b a a"], max_new_tokens=2, reward="length"))
+    found = []
+    for width in (2, 3, 5):
+        ids, mask = np.zeros((1, width), dtype=np.int64), np.zeros((1, width), dtype=np.int8)
+        ids[0, :2], mask[0, :2] = (0, 1), 1
+        found.append(solution.log_probs({"input_ids": ids, "attention_mask": mask}))
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+def test_a_reference_that_cannot_go_on_is_named_as_such():
+    def mask(states):
+        allowed = np.ones((len(states), 3), dtype=np.bool_)
+        allowed[[state.tokens[-1:] == (1,) for state in states], :2] = False
+        return allowed
+
+    reference = NGramReference(np.array([[0.4, 0.4, 0.2], [0.5, 0.5, 0.0], [0.4, 0.4, 0.2]]))
+    task = replace(words_task(max_new_tokens=2, reward="length", reference=reference), mask=mask)
+    with pytest.raises(ValueError, match=r"^reference: after the tokens \(1,\)"):
+        solve(task).optimality(0.0)

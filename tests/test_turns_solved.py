@@ -18,7 +18,7 @@ from textgym.planning import Tree
 from textgym.sampling import play
 from textgym.solver import UnsolvableError, policy_values, prefix_tree, solve
 from textgym.state import TokenState
-from textgym.turns import Reply, written_by
+from textgym.turns import Reply, Turns, written_by
 
 
 def soft(values, beta):
@@ -256,3 +256,64 @@ def test_a_state_in_which_the_policy_moves_is_told_from_one_that_has_ended(ends)
     seen = {"input_ids": np.array([[0, 0, 1]]), "attention_mask": np.ones((1, 3), dtype=np.int8)}
     found = solve(task, beta=0.1).log_probs(seen)[0]
     assert np.exp(found[:2]) == pytest.approx([0.5, 0.5], abs=1e-3)  # one more letter, whichever it is
+
+
+class StaysOrLeaves:
+    """Says c either way; with 0 hidden it is gone then."""
+
+    def weights(self, prompt):
+        return (0.5, 0.5)
+
+    def replies(self, states):
+        return [Reply((2,), ends=state.hidden == 0) for state in states]
+
+
+def hidden_task(responder, most, pay):
+    base = make_task(
+        "Text", prompts=["a"], tokenizer=["a", "b", "c", "<end>"], stop="<end>", max_new_tokens=2, reward="length"
+    )
+    turns = Turns(responder, most=most, tokens=1, reply_tokens=1, farewell=False)
+    return replace(base, turns=turns, max_new_tokens=turns.room, reward=pay, gold=None)
+
+
+def test_a_reply_that_may_end_or_not_leads_where_it_goes_on():
+    def pay(prompts, completions, **columns):
+        return [float(text.split().count("b")) for text in completions]
+
+    task = hidden_task(StaysOrLeaves(), 2, pay)
+    solution, env = solve(task), TokenEnv(task)
+    for seed in range(20):
+        env.reset(seed=seed)
+        if not env.step(0)[2]:
+            break
+    state = env.get_state()
+    depth, row = solution.tree.find(0, state.completion, state.environment)
+    assert not solution.tree.levels[depth].finished[row]
+    shown = {name: each[None] for name, each in env.set_state(state).items()}
+    assert solution.values[depth][row] == pytest.approx(solution.state_values(shown)[0])
+    env.step(1)
+    state = env.get_state()
+    solution.tree.find(0, state.completion, state.environment)
+
+
+class Luck:
+    """Answers a with a or b by chance, and all else with c."""
+
+    def weights(self, prompt):
+        return (0.5, 0.5)
+
+    def replies(self, states):
+        return [Reply(((0, 1)[state.hidden] if state.turn[0] == 0 else 2,)) for state in states]
+
+
+def test_at_beta_0_chance_averages_what_the_reference_gets_wrong_as_in_the_limit():
+    # After a and the reply b only a is right, of three words and the stop token; else everything is.
+    def pay(prompts, completions, turns, **columns):
+        words = [[text.strip() for _, text in said] for said in turns]
+        return [float(len(own) > 2 and own[0] in ("a", "b") and (own[1] != "b" or own[2] == "a")) for own in words]
+
+    task = hidden_task(Luck(), 2, pay)
+    found = {beta: np.exp(solve(task, beta=beta).log_policy[0][:2]) for beta in (0.0, 1e-4)}
+    # V_beta = 1 + beta E[log mass]: log 1/4 half of the time, so that a weighs sqrt(1/4) of b.
+    np.testing.assert_allclose(found[0.0], [1 / 3, 2 / 3], atol=1e-12)
+    np.testing.assert_allclose(found[1e-4], found[0.0], atol=1e-9)

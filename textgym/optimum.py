@@ -193,7 +193,9 @@ def optimality_of(objective: float, replicates: Floats, optimum: Optimum) -> Est
     if optimum.value is None or optimum.reference is None:
         return None
     room = optimum.value.mean - optimum.reference.mean
-    if not room > 0 or np.isnan(objective):
+    if not room > 1e-12 * abs(optimum.value.mean) or np.isnan(
+        objective
+    ):  # two ways to add the same up round differently
         return None
     base, best = optimum.replicates.T
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,13 +1,14 @@
 """The referee's estimators: by autograd of each loss as its paper has it, by listing groups, and by what is known."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from agents.test_exact_estimators import Recurrent
 from solver_tools import STOP, bigram, small_task
-from textgym_agents.exact.objective import EnumeratedPolicy
+from textgym_agents.exact.objective import EnumeratedPolicy, log_ratios
 from textgym_agents.exact.referee import (
     GROUP_ESTIMATORS,
     KL_ESTIMATORS,
@@ -19,6 +20,7 @@ from textgym_agents.exact.referee import (
 )
 from textgym_agents.exact.samples import TwoPolicies, _coordinates, samples_of
 
+from textgym import make_task
 from textgym.solver import prefix_tree
 
 GROUP = 3
@@ -307,3 +309,43 @@ def test_many_parameters_become_as_many_coordinates_as_there_are_edges(parameter
     found = _coordinates(jacobian)
     assert found.shape == (7, min(7, parameters))
     assert found @ found.T == pytest.approx(jacobian @ jacobian.T)
+
+
+def test_the_kl_of_a_policy_with_a_cut_is_finite():
+    # A cut token has log pi = -1e9, as `FORBIDDEN` has it, and probability 0.
+    values = samples_of(prefix_tree(small_task()), *shifted(), bigram()).current.values
+    logs = [each.copy() for each in values.log_policy]
+    logs[0][0] = -1e9
+    assert log_ratios(replace(values, log_policy=tuple(logs)))[0][0] == 0
+
+
+def test_drawn_groups_are_those_of_the_seed_and_of_so_many():
+    def pay(prompts, completions, **columns):
+        worth = {"a": 1.0, "b": 2.1, "c": 4.3}
+        return [sum(worth[word] * (1 + 0.37 * i) for i, word in enumerate(text.split())) for text in completions]
+
+    task = make_task(
+        "Text", prompts=["a"], tokenizer=["a", "b", "c", "<end>"], stop="<end>", max_new_tokens=2, reward=pay
+    )
+    many = samples_of(task, Places(task, 1.0), Places(task, 0.5))
+    kind = GROUP_ESTIMATORS["RLOO"]
+    first, second, fewer = (_grouped(many, "RLOO", kind, 12, *how)[0] for how in ((2000, 0), (2000, 1), (200, 1)))
+    assert first.along != second.along
+    assert fewer.bias_error > 2 * second.bias_error
+
+
+class Places(torch.nn.Module):
+    """A policy of the place alone."""
+
+    def __init__(self, task, size):
+        super().__init__()
+        count, words = task.max_new_tokens, task.vocabulary.size
+        self.logits = torch.nn.Parameter(size * torch.linspace(-2, 2, count * words).double().reshape(count, words))
+
+    def states(self, ids, rows, columns):
+        return self.logits[columns], None
+
+
+def test_the_reward_is_refereed_without_a_price():
+    with pytest.raises(ValueError, match=r"beta=5\.0: .* allowed is 0"):
+        samples_of(prefix_tree(small_task()), *shifted(), bigram(), beta=5.0)

@@ -37,6 +37,11 @@ _SHARED = (-2, -2)  # in place of depth and row, where two states look the same
 _TIE = 1e-12  # Q-values that differ by less, relative to their size, are one value: sums round differently.
 
 
+def _plain(value: object) -> object:
+    """Return data of a prompt whose `repr` is whole: that of an array leaves out digits and entries."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
 class Lookup:
     """Finds the states that a batch of observations shows.
 
@@ -50,7 +55,8 @@ class Lookup:
         columns = tree.task.prompt_set(tree.split).columns.values()
         first: dict[tuple[tuple[int, ...], str, str], int] = {}
         for row, prompt in enumerate(tree.task.encoded(tree.split)):
-            first.setdefault((prompt.ids, prompt.text, repr([data[row] for data in columns])), row)
+            data = repr([_plain(each[row]) for each in columns])
+            first.setdefault((prompt.ids, prompt.text, data), row)
         self._prompts = [(np.array(key[0]), row) for key, row in first.items()]
         running: dict[tuple[int, ...], tuple[int, int]] = {}
         ended: dict[tuple[int, ...], tuple[int, int]] = {}  # of which a policy is never asked
@@ -79,7 +85,8 @@ class Lookup:
             return found[:, 0], found[:, 1]
         for prompt, root in self._prompts:
             start = len(prompt)
-            here = np.flatnonzero((lengths >= start) & (ids[:, :start] == prompt).all(1))
+            here = np.flatnonzero(lengths >= start)  # observations may be narrower than a prompt
+            here = here[(ids[here, :start] == prompt).all(1)] if here.size else here
             here, row = self._descend(ids, lengths, here, start, root)
             self._check_alone(np.isin(np.arange(len(ids)), here[rows[here] >= 0], invert=True))
             depths[here], rows[here] = lengths[here] - start, row
@@ -153,19 +160,21 @@ def soft_backup(action_values: Floats, log_reference: Floats, level: Level, beta
 
 
 def hard_backup(
-    action_values: Floats, log_reference: Floats, log_mass: Floats, level: Level
+    action_values: Floats, log_reference: Floats, log_mass: Floats, level: Level, unit: float = 1.0
 ) -> tuple[Floats, Floats, Floats]:
     """Take one step of induction at beta = 0: V = max Q, where the reference has no say.
 
     Among equal maxima the policy is the limit of beta -> 0: the reference given that it makes no mistake.
 
     Args:
-        log_mass: per edge, log of the probability that the reference makes none from there on.
+        log_mass: per edge, the limit of (V_beta - V_0) / beta: where nothing is left to chance, log of the probability
+            that the reference makes none from there on.
+        unit: the largest reward from here on; values that differ by 1e-12 of it are equal.
     Returns: V and the log mass per running state; log pi* per edge, all equal where the reference makes a mistake for
         certain.
     """
     values = per_state(action_values, level, np.maximum)
-    slack = _TIE * np.maximum(1.0, np.abs(values))
+    slack = _TIE * np.maximum(unit, np.abs(values))
     best = action_values >= per_edge(values - slack, level)
     kept = np.where(best, log_reference + log_mass, -np.inf)
     total = log_sum(kept, level)
@@ -228,12 +237,12 @@ class Solution:
     @cached_property
     def reference(self) -> PolicyValues:
         """The values of the reference."""
-        return evaluate_edges(self.tree, self.log_reference, self.log_reference, self.beta, self.gamma)
+        return evaluate_edges(self.tree, self.log_reference, self.log_reference, self.beta, self.gamma, "reference")
 
     def optimality(self, objective: float) -> float:
         """Return (J - J_ref) / (J* - J_ref) of an objective J: 0 is the reference, 1 the optimum; NaN if equal."""
         room = self.objective - self.reference_objective
-        return (objective - self.reference_objective) / room if room > 0 else float("nan")
+        return (objective - self.reference_objective) / room if room > _TIE * abs(self.objective) else float("nan")
 
     def _repr_html_(self) -> str:
         best, base = self.optimal, self.reference
@@ -328,20 +337,24 @@ def solve(
 
 def _induct(tree: PrefixTree, log_reference: tuple[Floats, ...], beta: float, gamma: float) -> Solution:
     """Induct backwards from the last level to the prompts."""
-    ends = np.zeros(len(tree.levels[-1].parent))
+    ends, unit = np.zeros(len(tree.levels[-1].parent)), 0.0
     values, log_mass, action_values, log_policy = [ends], ends, list[Floats](), list[Floats]()
     for depth in range(len(tree.levels) - 2, -1, -1):
         level = tree.levels[depth]
-        worth = gamma**depth * tree.levels[depth + 1].reward + values[0]
+        paid = gamma**depth * tree.levels[depth + 1].reward
+        worth, unit = paid + values[0], max(unit, float(np.abs(paid).max()))
         own, mass = np.zeros(len(level.parent)), np.zeros(len(level.parent))
         if beta:
             own[level.running], logs = soft_backup(worth, log_reference[depth], level, beta)
         else:
-            own[level.running], mass[level.running], logs = hard_backup(worth, log_reference[depth], log_mass, level)
+            found = hard_backup(worth, log_reference[depth], log_mass, level, unit)
+            own[level.running], mass[level.running], logs = found
         if level.environment is not None:
             moves, base = level.environment[level.running], log_reference[depth]
-            own[level.running] = np.where(moves, per_state(np.exp(base) * worth, level, np.add), own[level.running])
-            mass[level.running] = np.where(moves, log_sum(base + log_mass, level), mass[level.running])
+            chance = np.exp(base)
+            own[level.running] = np.where(moves, per_state(chance * worth, level, np.add), own[level.running])
+            lost = np.where(chance > 0, chance * np.where(chance > 0, log_mass, 0.0), 0.0)
+            mass[level.running] = np.where(moves, per_state(lost, level, np.add), mass[level.running])
             logs = np.where(per_edge(moves, level), base, logs)
         log_mass = mass
         values.insert(0, own)

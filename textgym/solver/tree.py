@@ -201,6 +201,8 @@ class PrefixTree:
     def find(self, prompt: int, completion: tuple[int, ...] = (), environment: tuple[int, ...] = ()) -> tuple[int, int]:
         """Return depth and row of a prompt with a completion. Raises: KeyError if no legal moves lead there.
 
+        Where a reply may have ended the conversation or not, it is the state in which it goes on.
+
         Args: environment: the places in the completion that the environment wrote, ascending.
         """
         row, depth, size = int(prompt), 0, self.task.vocabulary.size
@@ -216,7 +218,8 @@ class PrefixTree:
                 found = low + np.flatnonzero(np.isin(below, allowed))
                 if not found.size:
                     raise KeyError(f"completion {completion!r} of prompt {prompt}: move {depth} is not legal")
-                row, depth = int(found[0]), depth + 1
+                going = found[~self.levels[depth + 1].finished[found]]  # one reply may end here or not
+                row, depth = int((going if going.size else found)[0]), depth + 1
         return depth, row
 
     @cached_property

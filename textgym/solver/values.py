@@ -217,10 +217,18 @@ def policy_values(
 
 
 def evaluate_edges(
-    tree: PrefixTree, log_policy: tuple[Floats, ...], log_reference: tuple[Floats, ...], beta: float, gamma: float
+    tree: PrefixTree,
+    log_policy: tuple[Floats, ...],
+    log_reference: tuple[Floats, ...],
+    beta: float,
+    gamma: float,
+    name: str = "policy",
 ) -> PolicyValues:
-    """Return the values of a policy from its log-probability on every edge; for the arguments see `policy_values`."""
-    reach = _reach(tree, log_policy)
+    """Return the values of a policy from its log-probability on every edge; for the arguments see `policy_values`.
+
+    Args: name: of the policy in an error.
+    """
+    reach = _reach(tree, log_policy, name)
     sums = np.zeros((len(tree.levels[-1].parent), 4))
     values, action_values, advantages = [np.zeros(len(sums))], list[Floats](), list[Floats]()
     for depth in range(len(tree.levels) - 2, -1, -1):
@@ -252,7 +260,7 @@ def evaluate_edges(
     )  # fmt: skip
 
 
-def _reach(tree: PrefixTree, log_policy: tuple[Floats, ...]) -> tuple[Floats, ...]:
+def _reach(tree: PrefixTree, log_policy: tuple[Floats, ...], name: str) -> tuple[Floats, ...]:
     """Return the probability of passing through every state. Raises: ValueError if some of it is lost on the way."""
     logs = [np.zeros(len(tree.levels[0].parent))]
     for depth, own in enumerate(log_policy):
@@ -261,6 +269,6 @@ def _reach(tree: PrefixTree, log_policy: tuple[Floats, ...]) -> tuple[Floats, ..
         if stuck.any():
             row = level.running[stuck][:1]
             tokens = tuple(tree.written(depth, row)[0][0])
-            raise ValueError(f"policy: after the tokens {tokens} it gives no legal action any probability")
+            raise ValueError(f"{name}: after the tokens {tokens} it gives no legal action any probability")
         logs.append(logs[-1][tree.levels[depth + 1].parent] + own)
     return tuple(np.exp(values) for values in logs)

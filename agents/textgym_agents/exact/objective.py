@@ -210,7 +210,7 @@ def state_sums(tree: PrefixTree, edges: Sequence[Floats]) -> list[Floats]:
 def log_ratios(values: PolicyValues) -> list[Floats]:
     """Return log(pi / ref) of every edge, nats; 0 where the policy never goes."""
     pairs = zip(values.log_policy, values.log_reference, strict=True)
-    return [np.where(own > -np.inf, own - base, 0.0) for own, base in pairs]
+    return [np.where(np.exp(own) > 0, own - base, 0.0) for own, base in pairs]
 
 
 def kl_terms(values: PolicyValues) -> list[Floats]:

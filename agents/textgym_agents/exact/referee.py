@@ -275,7 +275,9 @@ def _grouped(
     scores = np.stack(
         [samples.current.on_path(kind.factor(samples, up) * weight[:, None]) @ jacobian for up in (True, False)]
     )
-    moments = group_moments(samples.behaviour, gradient, name, returns, scores, kind.advantages, group, kept=kept)
+    moments = group_moments(
+        samples.behaviour, gradient, name, returns, scores, kind.advantages, group, draws, seed, kept
+    )
     along = scores @ gradient / (float(gradient @ gradient) or np.nan)  # (2, N)
     chosen = _groups(samples, draws // group, group, seed)
     amounts = kind.advantages(returns[chosen].round(12)) / kept
@@ -314,7 +316,9 @@ class Verdict(NamedTuple):
 def referee(samples: TwoPolicies, group: int = 4, draws: int = 20_000, seed: int = 0) -> list[Verdict]:
     """Return a row for every estimator: those of E[R] from single completions and from groups, then those of the KL.
 
-    Args: group: completions of a prompt. draws: completions that are drawn by `seed`, as a check of the sums.
+    Args:
+        group: completions of a prompt.
+        draws: completions that are drawn by `seed` as a check of the sums, and groups where these are too many to sum.
     """
     gradient, target = samples.current.gradient, kl_gradient(samples.current)
     drawn = np.random.default_rng([seed, 8]).choice(len(samples.mass), draws, p=samples.mass / samples.mass.sum())

@@ -148,8 +148,12 @@ def samples_of(
 ) -> TwoPolicies:
     """Return the trajectories of `behaviour` for the gradient of `current`, both torch policies. Args: `torch_values`.
 
-    Raises: as `torch_values`; ValueError if the Jacobian is too large.
+    Rewards and KL are refereed apart, so that `beta` is 0 here.
+
+    Raises: as `torch_values`; ValueError if the Jacobian is too large, or for another beta.
     """
+    if options.get("beta"):
+        raise ValueError(f"beta={options['beta']!r}: the gradient is that of the reward alone; allowed is 0, or none")
     options = {**options, "beta": 0.0}
     own, values = torch_values(problem, current, reference, **options)
     enumeration = Enumeration(values, _coordinates(edge_jacobian(values.tree, own)), steps(values))
