@@ -16,7 +16,7 @@ from textgym.commands.flags import checked_words, env_options, merged, parse_pai
     ("words", "expected"),
     [
         (["ID", "--env", "a=1"], ["ID", "--env", "a=1"]),
-        (["ID", "--env", "a=1", "b=2", "--n", "3"], ["ID", "--n", "3", "--env", "a=1", "b=2"]),
+        (["ID", "--env", "a=1", "b=2", "--n", "3"], ["ID", "--env", "a=1", "b=2", "--n", "3"]),
         (["ID", "--env", "a=1", "--n", "3", "--env", "b=2"], ["ID", "--n", "3", "--env", "a=1", "b=2"]),
         (["ID", "--env=a=1", "--env", "b=2"], ["ID", "--env", "a=1", "b=2"]),
         (["ID", "--n", "3"], ["ID", "--n", "3"]),

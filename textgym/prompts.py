@@ -134,6 +134,9 @@ def own_splits(
         weights: how often each prompt of "train" is drawn; None: all equally often.
     Raises: as `read_prompts` and `prompt_set`.
     """
+    for name, source, data in (("eval", eval_prompts, eval_columns), ("tune", tune_prompts, tune_columns)):
+        if source is None and data is not None:
+            raise ValueError(f"{name}_columns={shown(data)}: allowed is None where there are no {name}_prompts")
     splits = {"train": _read_set("prompts", prompts, columns, weights)}
     splits["eval"] = splits["train"]
     if eval_prompts is not None:

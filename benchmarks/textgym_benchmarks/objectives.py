@@ -124,6 +124,14 @@ def print_scores(found: Mapping[str, Floats], chosen: Mapping[str, int], tasks: 
     Console(highlight=False).print(shown)
 
 
+def print_missing(results: Sequence[Result], found: Mapping[str, Floats]) -> None:
+    """Print of which objectives seeds are left out of `scores`, or all."""
+    for name in dict.fromkeys(each.cell.name for each in results):
+        asked, there = {each.cell.seed for each in results if each.cell.name == name}, len(found.get(name, ()))
+        if there < len(asked):
+            print(f"{name}: {there} of {len(asked)} seeds; the others have a task without a result")
+
+
 @dataclass(frozen=True)
 class ObjectivesFlags:
     """Compare objectives of papers on the diagnostics, with equal trials, or print how they compare."""
@@ -148,8 +156,10 @@ def main() -> None:
     chosen = choose(scores(load_results(flags.out / "trials"))[1])
     if not flags.table:
         run_suite(finals(chosen, flags.tasks, flags.seeds), flags.out / "finals", workers=flags.workers)
-    measured, found = scores(load_results(flags.out / "finals"))
+    results = load_results(flags.out / "finals")
+    measured, found = scores(results)
     print_scores(found, chosen, measured)
+    print_missing(results, found)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import textgym_benchmarks.commands.bench as command
 import textgym_benchmarks.suites as suites
+from benchmarks.synthetic import make_results
 from fake_cells import tiny_suite
+from textgym_benchmarks.results.store import Result
 
 from textgym.cli import main
 
@@ -39,6 +42,27 @@ def test_a_run_in_plain_lines_and_its_table(capsys, tmp_path):
     assert "cores busy in the last run:" in printed
     assert "textgym report runs/bench-ci shows more" in printed
     assert (tmp_path / "runs" / "bench-ci" / "suite.json").exists()
+
+
+def test_the_table_tells_budgets_apart():
+    values = make_results(("lm-ppo",), ("textgym/Bandit-v0",), 2, failed=0.0, missing=0.0)
+    short = Result.from_json(values[0])
+    long = replace(Result.from_json(values[1]), cell=replace(short.cell, episodes=8 * short.cell.episodes))
+    (shown,) = command.summary_tables([short, long], 100)
+    cells = [list(column.cells) for column in shown.columns]
+    assert len(cells[0]) == 2
+    assert [float(each) for each in cells[1]] == pytest.approx(
+        [each.measures["after"]["optimality"]["mean"] for each in (short, long)], abs=6e-4
+    )
+
+
+def test_a_suite_says_whose_prompts_are_answered(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        suites, "ci", lambda: replace(tiny_suite(), evaluation=replace(tiny_suite().evaluation, split="tune"))
+    )
+    assert bench() == 0
+    data = json.loads((tmp_path / "runs" / "bench-ci-tune" / "suite.json").read_text())
+    assert data["evaluation"]["split"] == "tune"
 
 
 def test_failed_cells_are_named_in_one_line_with_exit_code_1(capsys, monkeypatch):

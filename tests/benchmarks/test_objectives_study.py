@@ -6,7 +6,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
-from textgym_benchmarks.objectives import TRIALS, choose, finals, print_scores, scores, trials
+from textgym_benchmarks.objectives import TRIALS, choose, finals, print_missing, print_scores, scores, trials
 from textgym_benchmarks.suites import ALGORITHMS
 
 
@@ -69,3 +69,16 @@ def test_the_table_without_those_that_lead(capsys, monkeypatch):
     assert "GSPO ahead by" in capsys.readouterr().out
     print_scores({}, {}, [])
     assert capsys.readouterr().out == "no objective has been run on all tasks yet\n"
+
+
+def test_seeds_that_are_left_out_are_counted(capsys):
+    rows = [result("rloo", task, seed, 0.5) for task in "AB" for seed in range(3)]
+    rows += [result("grpo", "A", seed, 0.9) for seed in range(3)] + [
+        result("grpo", "B", seed, value) for seed, value in enumerate((0.9, None, None))
+    ]
+    rows += [result("GSPO", "A", 0, 0.9), result("GSPO", "B", 0, None)]
+    print_missing(rows, scores(rows)[1])
+    assert capsys.readouterr().out.splitlines() == [
+        "grpo: 1 of 3 seeds; the others have a task without a result",
+        "GSPO: 0 of 1 seeds; the others have a task without a result",
+    ]

@@ -120,6 +120,18 @@ def test_a_file_says_what_flags_say(own, tmp_path):
     assert changed.cells == tuple(cell for cell in suite.cells if cell.seed == 0)
 
 
+def test_a_flag_of_an_agent_leaves_the_settings_of_the_others_in_a_file(own, tmp_path):
+    (tmp_path / "my-own.toml").write_text(
+        f'tasks = ["{own}:mine/Own-v0"]\nagents = ["rloo", "grpo"]\nepisodes = 64\nseeds = 1\n'
+        "[settings.rloo]\ngroup = 8\nbatch = 32\n[evaluation]\nsplit = 'tune'\n"
+    )
+    words = ["--suite", "my-own.toml", "--set", "rloo.batch=64", "--set", "grpo.batch=16"]
+    suite, _ = command.chosen_suite(command.parse(command.BenchFlags, words, "bench"))
+    found = {cell.agent: cell.config for cell in suite.cells}
+    assert found == {"rloo": {"group": 8, "batch": 64}, "grpo": {"batch": 16}}
+    assert suite.evaluation.split == "tune"
+
+
 def test_the_name_of_a_reward_is_its_own_unless_one_is_given():
     found = named_rewards(["default", "my_module:polite", {"name": "length", "target": 3}])
     assert found == {"default": None, "polite": "my_module:polite", "length": {"name": "length", "target": 3}}
@@ -270,7 +282,7 @@ def test_what_fails_in_one_cell_leaves_the_others_unharmed_and_is_told_in_a_line
     captured = capsys.readouterr()
     print(captured.out)
     table = [line.split() for line in captured.out.splitlines() if line.strip().startswith("mine/Own-v0")]
-    assert table == [["mine/Own-v0", "rules", "0.000", "0.000"], ["mine/Own-v0", "broken", *["1", "failed"] * 2]]
+    assert table == [["mine/Own-v0,", "rules", "0.000", "0.000"], ["mine/Own-v0,", "broken", *["1", "failed"] * 2]]
     last = captured.err.strip().splitlines()[-1]
     assert last.count("textgym:") == 1
     assert "2 of 4 cells failed" in last

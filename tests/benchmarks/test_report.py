@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -14,6 +15,8 @@ from benchmarks.synthetic import make_results, write_suite_folder
 from cli_tools import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from textgym_agents.config import TrainSettings
+from textgym_agents.training.folder import RunFolder
 from textgym_benchmarks.pages import embed, number, visible, visible_values
 from textgym_benchmarks.report import build_report, draw_curve, read_sources
 from textgym_benchmarks.report.sections import charts
@@ -226,6 +229,28 @@ def test_of_a_cell_in_two_places_the_one_that_has_come_furthest_is_kept(tmp_path
         assert [each.status for each in read_sources([paths[name] for name in order]).results] == ["done"]
     for order in (("missing", "failed"), ("failed", "missing")):
         assert [each.status for each in read_sources([paths[name] for name in order]).results] == ["failed"]
+
+
+def test_results_of_two_splits_are_no_one_report(tmp_path):
+    rows = make_results(("lm-ppo",), TASKS[:1], 2, failed=0.0, missing=0.0)
+    one, other = write_suite_folder(tmp_path / "one", rows), write_suite_folder(tmp_path / "other", rows)
+    data = json.loads((other / "suite.json").read_text())
+    data["evaluation"]["split"] = "tune"
+    (other / "suite.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"other: measured on the split tune, and what stands before it on eval"):
+        read_sources([one, other])
+    patient = read_sources([one, other], patient=True)
+    assert len(patient.results) == 2
+    assert "on the split tune" in patient.unread[0]
+
+
+def test_runs_that_draw_their_prompts_in_other_ways_are_two(tmp_path):
+    for name in ("uniform", "difficulty"):
+        plan = TrainSettings(id="textgym/Bandit-v0", agent="random", episodes=8, config={}, curriculum=name)
+        RunFolder.create(tmp_path / name, asdict(plan))
+    found = read_sources([tmp_path / "uniform", tmp_path / "difficulty"])
+    assert not found.repeated
+    assert [each.cell.config for each in found.results] == [{}, {"curriculum": "difficulty"}]
 
 
 def test_an_agent_of_several_settings_in_one_family_has_one_name_in_all(tmp_path):

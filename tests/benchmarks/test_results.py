@@ -46,6 +46,18 @@ def test_a_cells_folder(folder):
             assert load_results(str(result.folder)) == [result]
 
 
+def test_names_in_tables_are_those_that_the_suite_has_now(folder):
+    data = json.loads((folder / "suite.json").read_text())
+    done = next(result for result in load_results(folder) if result.status == "done")
+    place = next(i for i, cell in enumerate(data["cells"]) if Cell.from_json(cell) == done.cell)
+    renamed = replace(done.cell, label=(done.cell.label or done.cell.agent).upper())
+    if renamed.key != done.cell.key:
+        pytest.fail("a key folds case")
+    data["cells"][place] = renamed.to_json()
+    (folder / "suite.json").write_text(json.dumps(data))
+    assert load_results(folder)[place] == replace(done, cell=renamed)
+
+
 def test_a_file_of_many_holds_the_same_to_six_digits(folder, tmp_path):
     results = load_results(folder)
     path = tmp_path / "core.json"

@@ -1,6 +1,7 @@
 """J* of a suite's own tasks: worked out with the policies that its cells trained, every score taken from it."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,3 +66,11 @@ def test_a_task_that_the_reference_does_not_solve_is_settled_by_what_was_learned
     before = read_json(cell_folder(tmp_path, CELL) / "result.json")
     run_suite(suite, tmp_path, engine="serial", save=save)
     assert plain(read_json(cell_folder(tmp_path, CELL) / "result.json")) == plain(before)
+
+
+def test_a_cell_with_a_reference_of_its_own_keeps_its_j_star(tmp_path):
+    # At another temperature the reference is another policy, and J is measured from it.
+    cell = replace(CELL, episodes=64, config={"batch": 64, "temperature": 0.5})
+    suite = Suite("own", (cell,), evaluation=Evaluation(1, 2, 8, 16, 1))
+    (result,) = run_suite(suite, tmp_path, engine="serial")
+    assert (result.measures["optimum"]["own"], result.measures["optimum"]["policies"]) == (True, 1)

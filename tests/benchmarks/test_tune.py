@@ -10,6 +10,7 @@ import pytest
 from chat_tools import bare
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from test_conversation_folders import model_folder
+from textgym_agents.registry import agent_class, make_config
 from textgym_benchmarks.commands.tune import main, write_page
 from textgym_benchmarks.engines import make_engine
 from textgym_benchmarks.suite_folder import read_suite
@@ -57,6 +58,19 @@ def test_by_default_the_settings_are_searched_that_an_agent_has():
     assert (rate.low, rate.high, rate.log) == (pytest.approx(3e-4), pytest.approx(3e-2), True)
     with pytest.raises(ValueError, match="nothing of random is searched by default; name some of its settings"):
         default_space("random")
+
+
+@pytest.mark.parametrize("agent", ["reinforce", "behaviour-cloning", "rloo", "grpo", "dpo", "awr", "alphazero"])
+def test_by_default_nothing_is_searched_that_the_agent_refuses(agent):
+    space = default_space(agent)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    for _ in range(20):
+        make_config(agent_class(agent), dict(study.ask(space).params))
+
+
+def test_a_setting_that_another_one_allows_is_searched_beside_it():
+    assert "value_coefficient" not in default_space("reinforce")
+    assert "value_coefficient" in default_space("reinforce", {"baseline": "value"})
 
 
 @pytest.mark.parametrize(

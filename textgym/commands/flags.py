@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import tomllib
-from collections.abc import Sequence
-from dataclasses import make_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -30,18 +31,22 @@ EnvOptions = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")]
 """Options of the environment; `env_options` reads them."""
 
 
-def parse(flags: type[T], arguments: list[str], command: str) -> T:
+def parse(flags: type[T], arguments: list[str], command: str, first: str = "id") -> T:
     """Return an instance of a dataclass from the arguments of a command. `--help` prints its flags and exits.
 
+    Args: first: the key of a file of `--config` that stands for the first word after the command.
     Raises: UsageError with what is wrong; whatever the dataclass itself raises.
     """
-    words = checked_words(with_config(arguments))
+    hints = _hints(flags)
+    words = checked_words(with_config(arguments, first, hints))
+    for name in (each for each, hint in hints.items() if _takes_several(hint)):
+        words = merged(words, f"--{name}")
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(
                 flags,
-                args=merged(words, "--env"),
+                args=words,
                 prog=f"textgym {command}",
                 description=docstring(flags),
                 config=(tyro.conf.OmitArgPrefixes,),
@@ -70,12 +75,39 @@ def parse_pair(
     return found.a, found.b
 
 
-def with_config(arguments: Sequence[str]) -> list[str]:
+def _hints(flags: type) -> dict[str, Any]:
+    """Return the type of every flag of a dataclass, and of those in it, by the flag's name without its dashes."""
+    found: dict[str, Any] = {}
+    for name, hint in get_type_hints(flags).items():
+        found |= _hints(hint) if is_dataclass(hint) and isinstance(hint, type) else {name.replace("_", "-"): hint}
+    return found
+
+
+def _takes_several(hint: object) -> bool:
+    return get_origin(hint) is tuple or any(map(_takes_several, get_args(hint)))
+
+
+def _has_bare_word(words: Sequence[str], hints: Mapping[str, Any]) -> bool:
+    """Return whether a word is neither a flag nor the value of one."""
+    values = 0.0  # that the flag before may still take
+    for word in words:
+        if word.startswith("--"):
+            hint = hints.get(word[2:].replace("_", "-"), bool)
+            values = 0.0 if "=" in word or hint is bool else math.inf if _takes_several(hint) else 1.0
+        elif not values:
+            return True
+        else:
+            values -= 1
+    return False
+
+
+def with_config(arguments: Sequence[str], first: str = "id", hints: Mapping[str, Any] | None = None) -> list[str]:
     """Return command-line words in which a TOML file's flags stand in the place of `--config FILE`.
 
-    A key of the file is a flag without its dashes, `id` the first word after the command, and the table `env` the
+    A key of the file is a flag without its dashes, `first` the first word after the command, and the table `env` the
     environment's options. A flag, or an option of the environment, that is also on the command line wins.
 
+    Args: hints: the type of every flag; without them, only a first word wins over the file's.
     Raises: UsageError for a file that cannot be read, or a value that is no flag's.
     """
     words = list(arguments)
@@ -93,18 +125,23 @@ def with_config(arguments: Sequence[str]) -> list[str]:
         said = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"--config {path}: no settings can be read there ({said})") from error
     named = {_flag_name(word) for word in words if word.startswith("--")} - {"env"}
-    first = [str(table.pop("id"))] if "id" in table else []
+    leading = [str(table.pop(first))] if first in table else []
     options = table.pop("env", {})
     if not isinstance(options, dict):
         raise UsageError(f"--config {path}: env must be a table of the environment's options")
     found = [
-        word for name, value in table.items() if _flag_name(name) not in named for word in _flag(path, name, value)
+        word
+        for name, value in table.items()
+        if _flag_name(name) not in named
+        for word in _flag(path, name, value, (hints or {}).get(name.replace("_", "-"), bool))
     ]
     # Text that looks like JSON stays a text.
     pairs = [f"{name}={json.dumps(_at_home(value))}" for name, value in options.items()]
     if words and not words[0].startswith("--"):
-        first = [words.pop(0)]
-    return [*first, *found, *(["--env", *pairs] if pairs else []), *words]
+        leading = [words.pop(0)]
+    elif hints and _has_bare_word(words, hints):
+        leading = []
+    return [*leading, *found, *(["--env", *pairs] if pairs else []), *words]
 
 
 def _at_home(value: object) -> object:
@@ -116,10 +153,15 @@ def _flag_name(word: str) -> str:
     return word.partition("=")[0].removeprefix("--").replace("_", "-").removeprefix("no-")
 
 
-def _flag(path: str, name: str, value: object) -> list[str]:
-    """Return the words for a key of a TOML file."""
+def typed_flags(words: Sequence[str]) -> set[str]:
+    """Return the names of the flags among command-line words, as fields have them."""
+    return {_flag_name(word).replace("-", "_") for word in words if word.startswith("--")}
+
+
+def _flag(path: str, name: str, value: object, hint: object) -> list[str]:
+    """Return the words for a key of a TOML file, of a flag of some type."""
     flag = "--" + name.replace("_", "-")
-    if isinstance(value, bool):
+    if isinstance(value, bool) and hint is bool:
         return [flag if value else f"--no-{flag[2:]}"]
     if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
         return [flag, *map(str, value)]
@@ -159,6 +201,8 @@ def merged(arguments: Sequence[str], flag: str) -> list[str]:
 
     tyro would take the last one and say nothing about those before it.
     """
+    if sum(word == flag or word.startswith(f"{flag}=") for word in arguments) < 2:
+        return list(arguments)
     before: list[str] = []
     taken: list[str] = []
     follows = False  # whether the next word may be a value of the flag

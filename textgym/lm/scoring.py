@@ -347,6 +347,10 @@ def start_reward_model(base: str | Path, seed: int | None = None) -> tuple[PreTr
     Source: Stiennon et al. (2020), arXiv:2009.01325, appendix B (variance).
     """
     model, missing = _load(base, "base", num_labels=1, seed=0 if seed is None else seed)
+    if getattr(model, "peft_config", None):
+        raise ValueError(
+            f"base={str(base)!r}: an adapter; allowed is a model that it is merged into, see textgym export"
+        )
     body = f"{model.base_model_prefix}."
     lost = [key for key in missing if key.startswith(body) and "pooler" not in key]
     if lost:

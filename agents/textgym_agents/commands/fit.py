@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
 from textgym.checks import JsonObject
 from textgym.commands.console import UsageError, output, untrusted
-from textgym.commands.flags import parse_pair
+from textgym.commands.flags import parse_pair, typed_flags, with_config
 from textgym_agents.commands.running import FitDisplay, interrupted_run, measures_table, refuse_change, watched_run
 from textgym_agents.rlhf.settings import FitSettings, RewardModelSettings, SFTSettings
 from textgym_agents.training.folder import RunFolder
@@ -93,7 +93,8 @@ def _fit(
     """Train, print the measures, and return the result and the run's folder."""
     settings, flags = parse_pair(kind, OutFlags, arguments, command, text)
     if flags.resume:
-        settings = _stored(settings, interrupted_run(flags.out), command)
+        typed = typed_flags(with_config(arguments))
+        settings = _stored(settings, interrupted_run(flags.out), command, typed)
     if not leads():
         train(settings, flags.out or Path("runs", command), SilentWatcher(), flags.resume)
         raise SystemExit(0)
@@ -116,10 +117,10 @@ def _fit(
     return result, out
 
 
-def _stored(asked: Settings, folder: RunFolder, command: str) -> Settings:
+def _stored(asked: Settings, folder: RunFolder, command: str, typed: Set[str]) -> Settings:
     """Return the settings that a run was started with.
 
-    Raises: UsageError if the run is another command's, or a flag asks for something else.
+    Raises: UsageError if the run is another command's, or a flag that is typed asks for something else.
     """
     config = folder.config()
     if config.get("command") != command:
@@ -128,5 +129,6 @@ def _stored(asked: Settings, folder: RunFolder, command: str) -> Settings:
     values = {}
     for field in fields(asked):
         had = values[field.name] = config.get(field.name, field.default)
-        refuse_change(folder, field.name, getattr(asked, field.name), had, field.default)
+        if field.name in typed:
+            refuse_change(folder, field.name, getattr(asked, field.name), had)
     return type(asked)(**values)

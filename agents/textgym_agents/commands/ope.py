@@ -73,7 +73,7 @@ class OpeFlags:
 
 def main(arguments: list[str]) -> None:
     """Run `textgym ope`."""
-    flags = parse(OpeFlags, arguments, "ope")
+    flags = parse(OpeFlags, arguments, "ope", first="data")
     env_id = find_id(flags.id or _own_id(Path(flags.agent)))
     env, agent = open_policy(env_id, flags.agent, flags.env, flags.agent_class, split=flags.split)
     from textgym_agents.algorithms.fixed import reference_of

@@ -24,6 +24,7 @@ from rich.table import Table
 from textgym.commands.console import UsageError, note, number, output, table, untrusted, use_all_cores
 from textgym.commands.flags import with_config
 from textgym.evaluate import MEASURES, EvaluationResult
+from textgym.files import plain
 from textgym.optimum import Optimum
 from textgym_agents.config import OnPolicyConfig
 from textgym_agents.progress import figure, metrics_line
@@ -224,13 +225,12 @@ def interrupted_run(out: Path | None) -> RunFolder:
     return RunFolder.reopen(out)
 
 
-def refuse_change(folder: RunFolder, name: str, asked: object, had: object, default: object) -> None:
+def refuse_change(folder: RunFolder, name: str, asked: object, had: object) -> None:
     """Raise UsageError if a resumed run is asked for another setting than it was started with.
 
-    Args:
-        asked, had, default: values of the setting; the default asks for nothing.
+    Args: asked, had: values of the setting.
     """
-    if asked not in (had, default):
+    if plain(asked) != plain(had):
         flag = "ID" if name == "id" else f"--{name.replace('_', '-')}"
         raise UsageError(f"{flag} {asked!r}: the run in {folder.path} was started with {had!r}")
 

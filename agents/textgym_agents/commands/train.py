@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from textgym.commands.flags import (
     find_id,
     parse,
     parse_pair,
+    typed_flags,
     with_config,
 )
 from textgym.files import reading
@@ -86,15 +88,17 @@ def main(arguments: list[str]) -> None:
     """Run the command."""
     words = checked_words(with_config(arguments))
     before = _run_to_resume(words)
-    words += [] if before is None else [f"--agent={before.agent}"]
+    again = [] if before is None else [f"--agent={before.agent}"]
+    arguments, words = [*arguments, *again], [*words, *again]
     form = TrainFlags if before is None else _ResumeFlags
     kind, config = _config_type(named_agent(words)), {}
     if kind is None:
-        flags = parse(form, words, "train")
+        flags = parse(form, arguments, "train")
     else:
-        flags, own = parse_pair(form, kind, words, "train", docstring(TrainFlags), named_agent(words))
+        flags, own = parse_pair(form, kind, arguments, "train", docstring(TrainFlags), named_agent(words))
         config = asdict(own)
-    run_training(flags if before is None or flags.id else replace(flags, id=before.id), config)
+    typed = typed_flags(words) | ({"id"} if flags.id else set())
+    run_training(flags if before is None or flags.id else replace(flags, id=before.id), config, typed)
 
 
 def _run_to_resume(words: list[str]) -> TrainSettings | None:
@@ -114,10 +118,12 @@ def _run_to_resume(words: list[str]) -> TrainSettings | None:
     return before
 
 
-def run_training(flags: TrainFlags, config: JsonObject) -> None:
-    """Start or resume a training and show it."""
+def run_training(flags: TrainFlags, config: JsonObject, typed: Set[str]) -> None:
+    """Start or resume a training and show it. Args: typed: names of the flags that were."""
     from textgym_agents.training.loop import Training
 
+    if flags.dry_run and flags.resume:
+        raise UsageError("--dry-run: allowed without --resume, with the ID and the settings of the run")
     if flags.dry_run:
         show_memory(flags, config)
         return
@@ -127,11 +133,11 @@ def run_training(flags: TrainFlags, config: JsonObject) -> None:
     folder = None
     if flags.resume:
         folder = interrupted_run(flags.out)
-        settings = _stored_settings(folder, settings, flags, config)
+        settings = _stored_settings(folder, settings, config, typed)
     use_all_cores()
     if folder is None and flags.out is not None:
         RunFolder.check_free(flags.out)
-    training = Training(settings, folder)
+    training = Training(settings, folder, typed=flags.id)
     if not training.leads:
         training.follow()
         return
@@ -175,21 +181,15 @@ def _started_with(folder: RunFolder) -> TrainSettings:
         return TrainSettings(**{name: value for name, value in stored.items() if name in known})
 
 
-def _stored_settings(
-    folder: RunFolder, settings: TrainSettings, flags: TrainFlags, config: JsonObject
-) -> TrainSettings:
-    """Return the settings that a run was started with. Raises: UsageError if a flag asks for something else."""
+def _stored_settings(folder: RunFolder, settings: TrainSettings, config: JsonObject, typed: Set[str]) -> TrainSettings:
+    """Return the settings that a run was started with. Raises: UsageError if a flag that is typed asks for others."""
     before, known = _started_with(folder), {each.name for each in fields(TrainSettings)}
     if not settings.env:  # options that are typed are the stored ones
         check_trusted(folder.path, before.env)
-    flagged = (*fields(TrainFlags), *fields(MeasureSettings))
-    defaults = {each.name: each.default for each in flagged} | {"env": {}}
-    for name in sorted(known - {"config"}):
-        refuse_change(folder, name, getattr(settings, name), getattr(before, name), defaults[name])
-    kind = _config_type(before.agent)
-    own_defaults = {} if kind is None else asdict(kind())
-    for name, asked in config.items():
-        refuse_change(folder, name, asked, before.config.get(name), own_defaults.get(name))
+    for name in sorted(known & typed):
+        refuse_change(folder, name, getattr(settings, name), getattr(before, name))
+    for name in config.keys() & typed:
+        refuse_change(folder, name, config[name], before.config.get(name))
     return before
 
 

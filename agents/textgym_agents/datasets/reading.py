@@ -24,7 +24,7 @@ from textgym.files import read_json
 from textgym.preferences import Demonstration, Problem
 from textgym.preferences.files import OnBroken
 from textgym.rewards import TextGymWarning
-from textgym.rows import SUFFIXES, holds_rows, numbered_rows, row_source
+from textgym.rows import holds_rows, numbered_rows, row_source
 from textgym.state import ENVIRONMENT, POLICY, PROMPT
 from textgym.task import Task, refuse_turns
 from textgym_agents.datasets.recording import minari, vocabulary_digest
@@ -114,9 +114,12 @@ class _Episode(NamedTuple):
 def is_recording(path: str | Path) -> bool:
     """Return whether a path is meant as logged episodes: a folder that holds no rows, or rows that have rewards."""
     folder = Path(row_source(path).place)
-    if folder.is_dir():
-        return not holds_rows(folder)
-    return folder.is_file() and folder.suffix in SUFFIXES and bool({"reward", "rewards"} & set(_first_row(path)))
+    if folder.is_dir() and not holds_rows(folder):
+        return True
+    if not (folder.exists() or row_source(path).on_hub):
+        return False
+    row = _first_row(path)
+    return bool({"reward", "rewards"} & set(row)) and not {"chosen", "completions"} & set(row)
 
 
 def read_recording(path: str | Path, task: Task, on_broken: OnBroken = "stop") -> Recording:
@@ -190,6 +193,8 @@ def _logged_episodes(path: str | Path, task: Task, on_broken: OnBroken) -> Itera
 def _logged(row: JsonObject, task: Task) -> tuple[_Episode, bool]:
     """Return a row's episode, and whether nothing of its text was cut. Raises: TypeError or ValueError."""
     ids, prompt, whole, sampled = row.get("completion_ids"), row.get("prompt"), True, True
+    if ids is None and row.get("completion") == "" and row.get("ended") is not False and task.vocabulary.stop_ids:
+        ids, sampled = [task.vocabulary.stop_ids[0]], False  # an answer that ended at once
     if prompt is None:
         raise ValueError(f"prompt is missing; needed are prompt, completion_ids or completion, reward; has {[*row]}")
     if ids is not None:

@@ -150,7 +150,11 @@ class Bin(NamedTuple):
 
 
 def measure_rankings(
-    scores: Sequence[Sequence[float]], tokens: Sequence[Sequence[int]], bins: int = 10, seed: int = 0
+    scores: Sequence[Sequence[float]],
+    tokens: Sequence[Sequence[int]],
+    bins: int = 10,
+    seed: int = 0,
+    prompts: Sequence[str] | None = None,
 ) -> JsonObject:
     """Return all measures of a reward model, as JSON values.
 
@@ -159,6 +163,7 @@ def measure_rankings(
         tokens: the answers' lengths, in the same shape.
         bins: of the confidence from 0.5 to 1.
         seed: of the bootstrap.
+        prompts: (G,) of the rankings, which are the units that the bootstrap draws; None: every ranking is one.
     Returns: `rankings` and `pairs` (counts), `accuracy` with its 95% interval `accuracy_low` and `accuracy_high`,
         `log_loss` (nats), `ece`, `reliability` (a list of `Bin` as dicts), `length_pearson`, `length_spearman`
         (None where a score or a length never differs), and `longer_accuracy`, the accuracy of the rule that the
@@ -168,6 +173,8 @@ def measure_rankings(
     if len(scores) == 0 or list(map(len, scores)) != list(map(len, tokens)):
         raise ValueError("scores, tokens: one length for every score and at least one ranking are needed")
     margins, groups = ranking_margins(scores)
+    if prompts is not None:
+        groups = np.unique(np.asarray(prompts, dtype=object), return_inverse=True)[1][groups]
     right = in_order(margins)
     estimate = accuracy_interval(right, groups, seed)
     curve = reliability(margins, bins)

@@ -174,7 +174,7 @@ class _Ensemble:
         model, vocabulary = self._start(0)
         self._vocabulary, self._length = vocabulary, longest_row(model, settings.max_length)
         self._parameters = sum(parameter.numel() for parameter in model.parameters())
-        fitted = model if settings.lora_rank is None else self._prepared(model, 0)[0]
+        fitted = self._prepared(model, 0)[0]
         self._rate = peak_learning_rate(settings, trained_parameters(fitted))
         self._rows = split_rows(
             reading,
@@ -267,7 +267,7 @@ class _Ensemble:
         ends = np.cumsum([len(row.answers) for row in self._rows.held_out])[:-1]
         groups = [list(part) for part in np.split(np.mean(scores, axis=0), ends)]
         tokens = [[len(a.ids) - a.prompt_tokens for a in row.answers] for row in self._rows.held_out]
-        return measure_rankings(groups, tokens, seed=self._settings.seed)
+        return measure_rankings(groups, tokens, seed=self._settings.seed, prompts=self._rows.held_out_prompts)
 
     def _centre(self, model: PreTrainedModel, member: int) -> JsonObject:
         """Return what makes scores comparable: their mean over reference answers, and their spread there."""

@@ -135,7 +135,7 @@ class SupervisedRun:
         with first_interrupt(
             lambda: self.watcher.note("stopping after this step; Ctrl-C again stops at once")
         ) as interrupted:
-            if not fit.run(log, interrupted, folder.sync_logs):
+            if not fit.run(log, interrupted, folder.sync_logs) or (interrupted() and first + fit.steps < total):
                 raise interrupted.error()
 
     def finish(self, folder: RunFolder, result: Mapping[str, object]) -> JsonObject:

@@ -93,7 +93,7 @@ def _train(settings: SFTSettings, out: Path, run: SupervisedRun) -> JsonObject:
     device = choose_device(settings.device)
     loss = CompletionLoss(model, vocabulary.after_ids[-1] if vocabulary.after_ids else None).to(device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    rate = peak_learning_rate(settings, trained_parameters(model) if adapter else parameters)
+    rate = peak_learning_rate(settings, trained_parameters(model))
     lengths = [len(row.ids) for row in rows.train]
     fit = SupervisedTrainer(
         loss, rows.train, lengths, settings, rate, settings.seed, run.checkpoints / "model", run.devices
@@ -105,6 +105,8 @@ def _train(settings: SFTSettings, out: Path, run: SupervisedRun) -> JsonObject:
             if has_base:
                 save_model_folder(out / "adapter", adapter, settings.base)
             model = merged(adapter)
+        elif is_peft(model):
+            model = merged(model)
         save_model_folder(out / "model", model, settings.base)
         if not run.devices.leads:
             return {}
@@ -165,6 +167,7 @@ class CompletionLoss(SupervisedLoss[Encoded]):
         starts = torch.tensor([row.prompt_tokens for row in rows])[:, None]
         real = place < lengths[:, None]
         labels = input_ids.masked_fill(~real | (place < starts), IGNORED)
+        labels[:, 0] = IGNORED  # nothing stands before it where the prompt was cut away
         return {"input_ids": input_ids, "attention_mask": real.long(), "labels": labels}
 
 

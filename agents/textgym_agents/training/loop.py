@@ -92,6 +92,7 @@ class Training:
         beta: reward units per nat, that J is measured with; None takes the agent's own, or the task's.
         seed: of the evaluations; None takes the agent's own.
         pictures: write TensorBoard events and curve.png, where what they need is installed.
+        typed: the ID as it was typed, for the command that goes on.
 
     Attributes:
         task: what is learned. beta: reward units per nat.
@@ -106,9 +107,10 @@ class Training:
         beta: float | None = None,
         seed: int | None = None,
         pictures: bool = True,
+        typed: str = "",
     ) -> None:
         settings = with_batch(settings, world())
-        self._settings, self._folder, self._pictures = settings, folder, pictures
+        self._settings, self._folder, self._pictures, self._typed = settings, folder, pictures, typed or settings.id
         config = make_config(agent_class(settings.agent), settings.config)
         refuse_own_prompts(settings, config)
         self._seed = int(getattr(config, "seed", 0)) if seed is None else seed
@@ -186,10 +188,8 @@ class Training:
 
     def _command(self, folder: RunFolder) -> str:
         """Return the command line that resumes this run."""
-        plan = self._settings
-        # What --agent can be told, and by which defaults, depends on it.
-        agent = [] if plan.agent == "lm-ppo" else ["--agent", plan.agent]
-        return shlex.join(["textgym", "train", plan.id, *agent, "--out", str(folder.path), "--resume"])
+        agent = [] if self._settings.agent == "lm-ppo" else ["--agent", self._settings.agent]  # decides on the flags
+        return shlex.join(["textgym", "train", self._typed, *agent, "--out", str(folder.path), "--resume"])
 
     def _run(self, folder: RunFolder, watcher: Watcher) -> TrainResult:
         settings = self._settings

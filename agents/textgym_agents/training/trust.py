@@ -12,6 +12,7 @@ from textgym.checks import JsonObject
 from textgym.registry import REWARDS, import_user_module
 
 _TARGET = re.compile(r"[\w.]+:\w+")  # the one form of text that the registry imports
+_DATA = {f"{split}{what}" for split in ("", "eval_", "tune_") for what in ("prompts", "columns")}  # never imported
 
 
 def check_trusted(folder: Path, env: JsonObject) -> None:
@@ -27,7 +28,7 @@ def check_trusted(folder: Path, env: JsonObject) -> None:
         for options that are trusted.
     """
     registered = {REWARDS.entry(name).target for name in REWARDS}
-    for target in _texts(env):
+    for target in _texts({name: value for name, value in env.items() if name not in _DATA}):
         if _TARGET.fullmatch(target) and target not in registered and not _is_users(target, folder):
             words = [f"{name}={json.dumps(value)}" for name, value in env.items()]
             raise ValueError(

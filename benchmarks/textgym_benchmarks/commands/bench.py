@@ -18,7 +18,7 @@ from rich.text import Text
 
 from textgym.checks import JsonObject
 from textgym.commands.console import UsageError, duration, folded, note, number, one_line, output, table, untrusted
-from textgym.commands.flags import env_options, merged, parse
+from textgym.commands.flags import env_options, parse
 from textgym.prompts import HeldOut
 from textgym.registry import SUITES
 from textgym_benchmarks.engines import Job, make_engine
@@ -28,7 +28,7 @@ from textgym_benchmarks.selection import Product, make_suite, select, suite_file
 from textgym_benchmarks.suite import Cell, Suite, from_fields
 from textgym_benchmarks.suite_folder import PROBE, cell_folder, cell_result
 from textgym_benchmarks.suites import cost
-from textgym_benchmarks.summaries.grid import finals
+from textgym_benchmarks.summaries.grid import finals, make_grid
 
 EXIT_FAILED = 1
 _COLUMN = 12  # characters of a column of the last table, about
@@ -74,8 +74,9 @@ class BenchFlags:
     """Processes; by default one for each core."""
     address: str | None = None
     """Of a Ray cluster, as in ray://host:10001; by default Ray is started on this machine."""
-    split: HeldOut = "eval"
-    """Which held-out prompts: those to report, or those to choose settings on, with other seeds."""
+    split: HeldOut | None = None
+    """Which held-out prompts: those to report (eval), or those to choose settings on (tune), with other seeds; by
+    default the suite's, eval where it does not say."""
     out: Path | None = None
     """Folder of the results, by default runs/bench-SUITE (-tune for that split). Nothing there is ever overwritten."""
     retry_failed: bool = False
@@ -90,18 +91,17 @@ class BenchFlags:
 
 def main(arguments: Sequence[str]) -> None:
     """Run the command. Raises: SystemExit with 1 if a cell failed."""
-    for flag in ("--tasks", "--rewards", "--agents", "--set"):
-        arguments = merged(arguments, flag)
     flags = parse(BenchFlags, [*arguments], "bench")
     if flags.list:
         output().print(suites_table())
         return
     suite, left_out = chosen_suite(flags)
+    split = flags.split or suite.evaluation.split
     of_product = flags.tasks is not None or (flags.suite or "").endswith(".toml")
     stem = suite.name if of_product else (flags.suite or "quick").rpartition(":")[2]
-    out = flags.out or Path("runs") / f"bench-{stem}{'-tune' * (flags.split == 'tune')}"
+    out = flags.out or Path("runs") / f"bench-{stem}{'-tune' * (split == 'tune')}"
     if flags.dry_run:
-        dry_run(replace(suite, evaluation=replace(suite.evaluation, split=flags.split)), out, flags)
+        dry_run(replace(suite, evaluation=replace(suite.evaluation, split=split)), out, flags)
         return
     logging.getLogger(__name__).info("cells are running")
     results = run_suite(
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str]) -> None:
         out,
         engine=flags.engine,
         workers=flags.workers,
-        split=flags.split,
+        split=split,
         address=flags.address,
         retry_failed=flags.retry_failed,
         save=flags.keep_checkpoints,
@@ -190,6 +190,9 @@ def chosen_suite(flags: BenchFlags) -> tuple[Suite, bool]:
     if from_file or flags.tasks is not None:
         if flags.tasks is not None and flags.suite is not None and not from_file:
             raise UsageError(f"--tasks: goes with no --suite but a file's; leave out --suite {name} or --tasks")
+        if flags.set and isinstance(own := from_file.get("settings"), dict):  # a flag is one line of a table
+            new = given["settings"]
+            given["settings"] = {agent: {**own.get(agent, {}), **new.get(agent, {})} for agent in own | new}
         wanted = from_fields(Product, from_file | given)
         output().print(f"tasks: {len(wanted.tasks)}, rewards: {len(wanted.rewards)}; looking at which go together")
         suite, left_out = wanted.suite()
@@ -235,19 +238,16 @@ def summary_tables(results: Sequence[Result], width: int) -> list[Table]:
 
     Agents that do not fit into `width` characters go into another table.
     """
-    groups: dict[tuple[str, str], list[Result]] = {}
-    for result in results:
-        groups.setdefault((result.cell.task, result.cell.name), []).append(result)
-    tasks = list(dict.fromkeys(task for task, _ in groups))
-    agents = list(dict.fromkeys(agent for _, agent in groups))
+    grid = make_grid(results)
+    tasks, agents = [problem.label for problem in grid.problems], grid.agents
     at_once = max((width - max(map(len, tasks))) // _COLUMN, 1)
     tables = []
     for start in range(0, len(agents), at_once):
         shown = agents[start : start + at_once]
         heads = (folded(untrusted(agent), justify="right") for agent in shown)
         found = table(Column("task", no_wrap=True), *heads, title="optimality, mean over seeds")
-        for task in tasks:
-            found.add_row(untrusted(task), *(_summary(groups.get((task, agent), [])) for agent in shown))
+        for problem in grid.problems:
+            found.add_row(untrusted(problem.label), *(_summary(grid.of(agent, problem.index)) for agent in shown))
         tables.append(found)
     return tables
 

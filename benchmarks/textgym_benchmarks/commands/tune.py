@@ -14,7 +14,7 @@ import tyro
 
 from textgym.checks import JsonObject
 from textgym.commands.console import UsageError, duration, folded, number, output, table, untrusted
-from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, merged, parse
+from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse
 from textgym_benchmarks.selection import full_id
 
 if TYPE_CHECKING:
@@ -70,8 +70,6 @@ class TuneFlags:
 
 def main(arguments: list[str]) -> None:
     """Run the command."""
-    for flag in ("--search", "--set"):
-        arguments = merged(arguments, flag)
     flags = parse(TuneFlags, arguments, "tune")
     if flags.trials < 1:
         raise UsageError(f"--trials {flags.trials}: allowed is an integer >= 1")

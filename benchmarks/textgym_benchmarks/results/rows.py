@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from textgym_agents.training.curriculum import CurriculumSettings
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.measures import ESTIMATES, NUMBERS
 
 from textgym.checks import JsonObject
 from textgym.files import read_json, read_lines, reading
 from textgym_benchmarks.results.format import FORMAT
-from textgym_benchmarks.suite import Cell
+from textgym_benchmarks.suite import Cell, parted
 from textgym_benchmarks.suite_folder import family_of
 
 Row = Mapping[str, Any]
@@ -167,6 +169,8 @@ def read_run(path: Path) -> JsonObject:
     config = RunFolder(path).config()
     with reading(path / "config.json", "the run's settings"):
         env, settings = dict(config["env"]), dict(config["config"])
+        usual = asdict(CurriculumSettings())
+        settings |= {name: value for name, value in parted(config)[1].items() if value != usual[name]}
         cell = Cell(
             id=config["id"],
             agent=config["agent"],

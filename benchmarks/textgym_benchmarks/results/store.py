@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
+from textgym_agents.training.folder import RunFolder
 
 from textgym.checks import JsonObject
 from textgym.files import make_folder, plain, read_json, write_text
@@ -109,9 +110,9 @@ def _cell_result(suite: Path, cell: Cell) -> Result:
             begun = so_far(folder / "run") if (folder / "run" / "config.json").exists() else None
         return Result(cell, family_of(cell.id), "missing", folder=folder, so_far=begun)
     result = _checked(folder / "result.json", data, folder)
-    if result.cell != cell:
+    if result.cell.key != cell.key:
         raise ValueError(f"{folder / 'result.json'}: is of another cell ({result.cell.key}) than its folder")
-    return result
+    return replace(result, cell=cell)  # names in tables are those of the suite
 
 
 def _checked(where: object, data: JsonObject, folder: Path | None) -> Result:
@@ -181,10 +182,14 @@ def read_sources(paths: Sequence[Path], patient: bool = False) -> Sources:
     if not paths:
         raise ValueError("RUN: nothing given; allowed is at least one folder or file of results")
     kept: dict[str, Result] = {}
-    repeated, unread, suites = [], [], []
+    repeated, unread, suites, split = [], [], [], ""
     for path in paths:
         try:
             results, suite = load_results(path), suite_summary(path)
+            if (own := _split(path, suite)) != (split := split or own):
+                raise ValueError(
+                    f"{path}: measured on the split {own}, and what stands before it on {split}; allowed is one"
+                )
         except (ValueError, OSError) as error:
             if not patient:
                 raise
@@ -205,6 +210,13 @@ def read_sources(paths: Sequence[Path], patient: bool = False) -> Sources:
         name = " and ".join(dict.fromkeys(str(each.get("name")) for each in suites))
         suite |= {"name": name, "description": ""}
     return Sources(tuple(kept.values()), suite, tuple(dict.fromkeys(repeated)), tuple(unread))
+
+
+def _split(path: Path, suite: JsonObject) -> str:
+    """Return whose prompts the results of a place are about, "eval" where nothing says so."""
+    if not suite and (path / "config.json").is_file():
+        suite = {"evaluation": RunFolder(path).config()}
+    return str(suite.get("evaluation", {}).get("split", "eval"))
 
 
 def export_results(results: Iterable[Result], path: str | Path, suite: Mapping[str, Any] | None = None) -> None:

@@ -91,6 +91,8 @@ def run_cell(
     if not (save or needs_proposals(optimum)):
         shutil.rmtree(run.checkpoint, ignore_errors=True)
     measures = _measures(cell, plan, run, result)
+    if training.has_own_reference:
+        measures["optimum"]["own"] = True
     timing = run_timing(run.metrics(), result.learned, cell.episodes, measures["curve"])
     if counted:
         measures["scored"] = result.learned["learning/scored"]

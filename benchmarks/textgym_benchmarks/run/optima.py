@@ -125,7 +125,7 @@ def _unsettled(folder: Path) -> dict[str, list[Result]]:
             continue
         cell, optimum = result.cell, result.measures["optimum"]
         few = optimum["value"] is None or (optimum["effective_samples"] or 0) < WELL_KNOWN
-        own = bool(cell.config.get("model"))  # a reference of its own, which others do not share
+        own = optimum.get("own", bool(cell.config.get("model")))  # a reference of its own, which others do not share
         if optimum.get("policies") == 1 and not optimum["committed"] and few and not own:
             key = canonical({"id": cell.id, "reward": cell.reward, "env": cell.env})
             groups.setdefault(key, []).append(result)
