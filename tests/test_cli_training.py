@@ -18,7 +18,10 @@ from urllib.request import urlopen
 import pytest
 from cli_tools import assert_one_line, environment, run, started
 from textgym_agents.commands import policies, train
+from textgym_agents.config import TrainSettings
 from textgym_agents.saving import FORMAT
+from textgym_agents.training.folder import RunFolder
+from textgym_agents.training.loop import Training
 
 from textgym.estimates import Estimate
 
@@ -289,3 +292,30 @@ def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+def interrupted(folder, **settings):
+    Path(folder).mkdir()
+    started = {"id": "textgym/Bandit-v0", "agent": "q-learning", "episodes": 64, "final_per_prompt": 1} | settings
+    Path(folder, "config.json").write_text(json.dumps({"format": FORMAT, **started}))
+
+
+def test_a_default_that_is_typed_asks_for_it(capsys):
+    interrupted("cut", config={"batch": 16, "seed": 5})
+    resume = ("train", "--out", "cut", "--resume")
+    assert_one_line(*run(capsys, *resume, "--episodes", "10000")[::2], "--episodes 10000", "started with 64")
+    assert_one_line(*run(capsys, *resume, "--batch", "64")[::2], "--batch 64", "started with 16")
+    assert run(capsys, *resume, "--episodes", "64", "--batch", "16")[0] == 0
+
+
+def test_what_a_resumed_run_needs_in_memory_is_asked_with_its_settings(capsys):
+    interrupted("cut", id="textgym/Helpful-v0", agent="lm-ppo", config={})
+    words = ("train", "--out", "cut", "--resume", "--dry-run")
+    assert_one_line(*run(capsys, *words)[::2], "--dry-run: allowed without --resume")
+
+
+def test_the_command_that_goes_on_names_the_module_of_a_task_of_ones_own(tmp_path):
+    plan = TrainSettings(id="textgym/Bandit-v0", agent="q-learning", episodes=8, config={"batch": 4})
+    training = Training(plan, typed="my_file:Bandit-v0")
+    folder = RunFolder.create(tmp_path / "run", {})
+    assert training._command(folder).startswith("textgym train my_file:Bandit-v0 --agent q-learning --out ")

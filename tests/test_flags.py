@@ -3,13 +3,15 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from textgym.commands.console import UsageError
-from textgym.commands.flags import checked_words, env_options, merged, parse_pair, with_config
+from textgym.commands.flags import EnvId, checked_words, env_options, merged, parse, parse_pair, with_config
 
 
 @pytest.mark.parametrize(
@@ -79,3 +81,58 @@ def test_a_file_of_settings_knows_the_home_folder(tmp_path, monkeypatch):
     (tmp_path / "run.toml").write_text('id = "Text-v0"\n[env]\nprompts = "~/p.txt"\nbeta = 0.1\n')
     words = with_config(["--config", str(tmp_path / "run.toml")])
     assert env_options(words[words.index("--env") + 1 :]) == {"prompts": str(tmp_path / "p.txt"), "beta": 0.1}
+
+
+@dataclass(frozen=True)
+class Own:
+    """Flags of a command."""
+
+    id: EnvId
+    words: tuple[str, ...] = ()
+    counts: tuple[int, ...] | None = None
+    maybe: bool | None = None
+    sure: bool = False
+    number: int = 1
+
+
+def test_every_flag_of_several_words_may_be_repeated():
+    words = ["ID", "--words", "a", "--number", "2", "--words", "b", "--counts", "1", "--counts=2"]
+    assert parse(Own, words, "own") == Own("ID", ("a", "b"), (1, 2), number=2)
+
+
+@pytest.mark.parametrize(
+    ("before", "behind"),
+    [
+        ([], ["--number", "2"]),
+        (["--number", "2"], []),
+        (["--sure", "--number=2"], []),
+        (["--no-sure"], ["--number", "2"]),
+    ],
+)
+def test_an_id_on_the_command_line_wins_over_the_file_s_wherever_it_stands(tmp_path, before, behind):
+    (tmp_path / "run.toml").write_text('id = "File-v0"\nwords = ["a"]\n')
+    config = ["--config", str(tmp_path / "run.toml")]
+    found = parse(Own, [*config, *before, "Typed-v0", *behind], "own")
+    assert (found.id, found.words) == ("Typed-v0", ("a",))
+    assert found.number == (2 if any("number" in word for word in [*before, *behind]) else 1)
+    assert parse(Own, [*config, *before, *behind, "--words", "b", "c"], "own").id == "File-v0"
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_file_has_flags_that_are_yes_no_or_neither(tmp_path, value):
+    (tmp_path / "run.toml").write_text(f"id = 'A'\nmaybe = {str(value).lower()}\nsure = {str(value).lower()}\n")
+    assert parse(Own, ["--config", str(tmp_path / "run.toml")], "own") == Own("A", maybe=value, sure=value)
+
+
+def test_the_first_word_may_have_another_key(tmp_path):
+    @dataclass(frozen=True)
+    class Judge:
+        """Flags of a command."""
+
+        data: Annotated[str, tyro.conf.Positional]
+        id: str = ""
+
+    (tmp_path / "run.toml").write_text('id = "Copy-v0"\ndata = "log.jsonl"\n')
+    config = ["--config", str(tmp_path / "run.toml")]
+    assert parse(Judge, config, "ope", first="data") == Judge("log.jsonl", "Copy-v0")
+    assert parse(Judge, ["own.jsonl", *config], "ope", first="data") == Judge("own.jsonl", "Copy-v0")

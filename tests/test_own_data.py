@@ -220,3 +220,9 @@ def test_the_digest_of_a_source_is_of_its_file_or_its_rows(tmp_path: Path) -> No
     pytest.importorskip("datasets")
     first = digest(write(folder, "datasets", ROWS))
     assert first == digest(folder / "rows.datasets") != digest(f"{folder / 'rows.datasets'}#rows=1")
+
+
+@pytest.mark.parametrize("name", ["eval", "tune"])
+def test_data_of_a_split_without_prompts_of_its_own_are_refused(name):
+    with pytest.raises(ValueError, match=rf"^{name}_columns=.*allowed is None where there are no {name}_prompts"):
+        own_splits(["a"], None, None, {"answer": ["x"]}, **{f"{name}_columns": {"answer": ["y"]}})

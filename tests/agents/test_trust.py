@@ -78,13 +78,18 @@ def test_every_command_that_reads_a_run_asks(here):
 
 
 def test_resuming_asks_unless_the_options_are_typed(here):
-    from textgym_agents.commands.train import TrainFlags, _stored_settings
+    from textgym_agents.commands.train import _stored_settings
     from textgym_agents.config import TrainSettings
 
     env = {"reward": "subprocess:Popen"}
     folder = RunFolder(here / "runs/mine")
     write_json(folder.path / "config.json", {"format": FORMAT, "id": "a", "agent": "random", "episodes": 1, "env": env})
     with pytest.raises(ValueError, match="subprocess:Popen"):
-        _stored_settings(folder, TrainSettings("a", "random", 10_000), TrainFlags("a"), {})
+        _stored_settings(folder, TrainSettings("a", "random", 10_000), {}, set())
     typed = TrainSettings("a", "random", 10_000, env=env)
-    assert _stored_settings(folder, typed, TrainFlags("a", env=("reward=subprocess:Popen",)), {}).env == env
+    assert _stored_settings(folder, typed, {}, {"id", "env"}).env == env
+
+
+def test_texts_of_prompts_and_of_data_are_no_code(here):
+    options = {"prompts": ["12:30", "Q:hello"], "eval_columns": {"answer": ["os:system"]}}
+    check_trusted(here / "trust_theirs/run", options)

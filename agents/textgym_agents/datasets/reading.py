@@ -193,8 +193,6 @@ def _logged_episodes(path: str | Path, task: Task, on_broken: OnBroken) -> Itera
 def _logged(row: JsonObject, task: Task) -> tuple[_Episode, bool]:
     """Return a row's episode, and whether nothing of its text was cut. Raises: TypeError or ValueError."""
     ids, prompt, whole, sampled = row.get("completion_ids"), row.get("prompt"), True, True
-    if ids is None and row.get("completion") == "" and row.get("ended") is not False and task.vocabulary.stop_ids:
-        ids, sampled = [task.vocabulary.stop_ids[0]], False  # an answer that ended at once
     if prompt is None:
         raise ValueError(f"prompt is missing; needed are prompt, completion_ids or completion, reward; has {[*row]}")
     if ids is not None:

@@ -1,6 +1,7 @@
 """Logs of JSON lines: written and read back to the last bit, learned from, and refused with the line and what fits."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -147,3 +148,20 @@ def test_a_row_of_more_tokens_than_the_task_has_is_refused(tmp_path):
     (tmp_path / "long.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=r"line 1.* 10 tokens do not end it .* the most are 6"):
         read_recording(tmp_path / "long.jsonl", make_task("Stop"))
+
+
+def test_a_log_is_one_wherever_its_rows_are(actor, tmp_path):
+    write_log(tmp_path / "log.jsonl", play_episodes(actor, actor.task, 4, seed=1))
+    (tmp_path / "folder").mkdir()
+    for name in ("folder/log.jsonl", "log.json", "log"):
+        shutil.copy(tmp_path / "log.jsonl", tmp_path / name)
+    datasets = pytest.importorskip("datasets")
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    assert all(is_recording(tmp_path / name) for name in ("log.jsonl", "folder", "log.json", "log", "saved"))
+
+
+def test_preferences_with_a_column_of_rewards_are_no_log(tmp_path):
+    row = {"prompt": "a b", "chosen": "a", "rejected": "b", "reward": 1.0}
+    assert not is_recording(written(tmp_path / "x.jsonl", [row]))
+    assert not is_recording(written(tmp_path / "y.jsonl", [{"prompt": "a", "completions": ["a", "b"], "reward": 1.0}]))

@@ -139,3 +139,16 @@ def test_prompts_are_all_of_them_or_as_many_as_their_weight_says():
     assert own == pytest.approx(weights[:51])
     chosen, own = prompts_of(weights, 10)
     assert (len(chosen), own[0], own.sum()) == (6, pytest.approx(0.5), pytest.approx(1.0))
+
+
+def test_rankings_of_one_prompt_are_drawn_together():
+    generator = np.random.default_rng(0)
+    scores = [[float(each), 0.0] for each in generator.normal(0.5, 1, 30)]
+    tokens = [[3, 4]] * len(scores)
+    prompts = [f"p{number}" for number in range(len(scores))]
+    once = measure_rankings(scores, tokens, prompts=prompts)
+    often = measure_rankings(scores * 10, tokens * 10, prompts=prompts * 10)  # ten annotators who agree
+    ends = ("accuracy", "accuracy_low", "accuracy_high")
+    assert [often[end] for end in ends] == pytest.approx([once[end] for end in ends])
+    apart = measure_rankings(scores * 10, tokens * 10)
+    assert apart["accuracy_high"] - apart["accuracy_low"] < 0.5 * (once["accuracy_high"] - once["accuracy_low"])

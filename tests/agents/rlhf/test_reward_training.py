@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -214,3 +216,30 @@ def test_reference_samples_centre_the_scores(tmp_path):
     ids = [*vocabulary.encode_prompt("What is 1?"), *vocabulary.codec.encode("It is small.")]
     assert centre["offset"] == pytest.approx(alone(model, Encoded([*ids, vocabulary.stop_ids[0]], 1, 0)), abs=1e-5)
     assert (centre["samples"], centre["std"]) == (1, 0.0)
+
+
+class PressesCtrlC(Stops):
+    """Sends the signal itself, as a terminal does."""
+
+    def iteration(self, row):
+        if row["iteration"] == self._iteration:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_ctrl_c_in_the_last_step_of_a_member_stops_before_the_next(tmp_path, at):
+    plan = RewardModelSettings(pair_file(tmp_path / "pairs.jsonl", 20), members=2, batch=8, device="cpu")
+    with pytest.raises(TrainingInterrupted):
+        train_reward_model(plan, tmp_path / "run", PressesCtrlC(at))
+    assert [row["iteration"] for row in rows_of(tmp_path / "run")] == list(range(at + 1))
+    assert train_reward_model(plan, tmp_path / "run", resume=True)["models"] == ["model-0", "model-1"]
+
+
+def test_the_rate_by_size_counts_what_is_not_frozen(tmp_path, monkeypatch):
+    counted = []
+    monkeypatch.setattr(training, "peak_learning_rate", lambda settings, count: counted.append(count) or 1e-3)
+    layers = json.loads((MODEL_PATH / "config.json").read_text())["num_hidden_layers"]
+    for number, freeze in enumerate((0, layers)):
+        plan = RewardModelSettings(pair_file(tmp_path / "pairs.jsonl", 8), freeze=freeze, epochs=1, device="cpu")
+        train_reward_model(plan, tmp_path / f"run{number}")
+    assert counted[1] < 0.5 * counted[0]

@@ -31,10 +31,12 @@ from textgym_agents import saving
 from textgym_agents.lm.trainer import lay_out, steps_done
 from textgym_agents.rlhf import inputs, runs
 from textgym_agents.rlhf.inputs import load_base_lm, read_rows, split_by_prompt
-from textgym_agents.rlhf.settings import SFTSettings, peak_learning_rate
+from textgym_agents.rlhf.reward_model import train_reward_model
+from textgym_agents.rlhf.settings import RewardModelSettings, SFTSettings, peak_learning_rate
 from textgym_agents.rlhf.sft import IGNORED, CompletionLoss, encode_demonstration, token_sums, train_sft
 
 from textgym.interrupts import TrainingInterrupted
+from textgym.lm.causal import load_causal_lm
 from textgym.lm.scoring import Encoded
 from textgym.preferences import Demonstration, read_demonstrations
 from textgym.tasks.text import text_task
@@ -329,3 +331,29 @@ def test_what_does_not_do_leaves_no_folder(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="bf16=True: device='auto' is no device with bfloat16 here"):
         train_sft(SFTSettings(write_rows(tmp_path / "2.jsonl", [row] * 9), bf16=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_completion_whose_prompt_was_cut_away_is_learned_from_its_second_token_on():
+    # Nothing stands before the first one.
+    loss = CompletionLoss(tiny_llama())
+    rows = [Encoded([3, 4, 5], 0, 0), ROWS[0]]
+    batch = loss.collate(rows)
+    assert loss.count(batch) == 2 + 2
+    assert token_sums(loss, rows, 2)[:, 2].tolist() == [2, 2]
+    want = -sum(log_prob(loss.model, [3, 4, 5], t) for t in (1, 2))
+    assert token_sums(loss, rows, 1)[0, 0] == pytest.approx(want, rel=1e-5)
+
+
+def test_from_an_adapter_the_model_is_written_merged(tmp_path):
+    pytest.importorskip("peft")
+    plan = {**QUICK, "data": "world:Helpful", "demonstrations": 16, "epochs": 1, "held_out": 0.2}
+    train_sft(SFTSettings(lora_rank=2, learning_rate=1e-2, **plan), tmp_path / "one")
+    own = train_sft(SFTSettings(base=str(tmp_path / "one/adapter"), learning_rate=1e-12, **plan), tmp_path / "two")
+    assert own["after"]["eval/loss"] == pytest.approx(own["before"]["eval/loss"], rel=1e-5)
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        first, second = (load_causal_lm(tmp_path / name / "model")(ids).logits for name in ("one", "two"))
+    torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4)
+    pairs = pair_file(tmp_path / "pairs.jsonl")
+    with pytest.raises(ValueError, match=r"adapter'?: an adapter; allowed is a model that it is merged into"):
+        train_reward_model(RewardModelSettings(pairs, base=str(tmp_path / "one/adapter"), **QUICK), tmp_path / "three")
