@@ -118,6 +118,12 @@ def test_an_id_on_the_command_line_wins_over_the_file_s_wherever_it_stands(tmp_p
     assert parse(Own, [*config, *before, *behind, "--words", "b", "c"], "own").id == "File-v0"
 
 
+def test_a_flag_that_is_mistyped_beside_a_file_is_named(tmp_path):
+    (tmp_path / "run.toml").write_text('id = "File-v0"\n')
+    with pytest.raises(UsageError, match=r"--numbr.*Did you mean '--number'"):
+        parse(Own, ["--config", str(tmp_path / "run.toml"), "--numbr", "2"], "own")
+
+
 @pytest.mark.parametrize("value", [True, False])
 def test_a_file_has_flags_that_are_yes_no_or_neither(tmp_path, value):
     (tmp_path / "run.toml").write_text(f"id = 'A'\nmaybe = {str(value).lower()}\nsure = {str(value).lower()}\n")

@@ -92,7 +92,7 @@ def _has_bare_word(words: Sequence[str], hints: Mapping[str, Any]) -> bool:
     values = 0.0  # that the flag before may still take
     for word in words:
         if word.startswith("--"):
-            hint = hints.get(word[2:].replace("_", "-"), bool)
+            hint = hints.get(_flag_name(word), tuple[str, ...])  # a flag that is none is named by tyro
             values = 0.0 if "=" in word or hint is bool else math.inf if _takes_several(hint) else 1.0
         elif not values:
             return True
