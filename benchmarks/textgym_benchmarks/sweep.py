@@ -59,7 +59,7 @@ def design(agent: str, count: int, seed: int = 0) -> list[JsonObject]:
     fixed = [
         each for each in _DESIGN if not each or any(getattr(own, name, value) != value for name, value in each.items())
     ]
-    study, space = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed)), default_space(agent)
+    study, space = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed)), default_space(agent, {})
     drawn = [dict(study.ask(space).params) for _ in range(count - len(fixed))]
     return [*fixed, *drawn][:count]
 

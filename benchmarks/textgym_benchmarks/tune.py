@@ -6,13 +6,13 @@ cells, which `textgym report` takes; and `page/`, what mattered.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from statistics import fmean
-from types import MappingProxyType
 from typing import Final, Literal
 
 import optuna
@@ -57,13 +57,12 @@ _SPACE: Final[Mapping[str, BaseDistribution]] = {
 }
 
 
-def default_space(agent: str, config: Mapping[str, object] = MappingProxyType({})) -> dict[str, BaseDistribution]:
+def default_space(agent: str, config: Mapping[str, object]) -> dict[str, BaseDistribution]:
     """Return what is searched where nobody says: the settings that decide how an agent learns, by name.
 
     A learning rate with a number is searched from a tenth of it to ten times; what the agent refuses is left out.
 
-    Args: config: settings of all trials; none of them is searched.
-    Raises: ValueError if nothing is left.
+    Args: config: settings of all trials, which are not searched. Raises: ValueError if nothing is left.
     """
     kind = config_class(agent_class(agent))
     own = {} if kind is None else {each.name: each.default for each in fields(kind)}
@@ -71,8 +70,8 @@ def default_space(agent: str, config: Mapping[str, object] = MappingProxyType({}
     rate = own.get("learning_rate")
     if isinstance(rate, float):
         space["learning_rate"] = FloatDistribution(rate / 10, min(10 * rate, 1.0), log=True)
-    taken = {name: _taken(agent, config, name, found) for name, found in space.items() if name not in config}
-    space = {name: found for name, found in taken.items() if found is not None}
+    taken = ((name, _taken(agent, config, name, found)) for name, found in space.items() if name not in config)
+    space = {name: found for name, found in taken if found is not None}
     if not space:
         have = ", ".join(own) or "none"
         raise ValueError(f"space: nothing of {agent} is searched by default; name some of its settings ({have})")
@@ -81,19 +80,12 @@ def default_space(agent: str, config: Mapping[str, object] = MappingProxyType({}
 
 def _taken(agent: str, config: Mapping[str, object], name: str, searched: BaseDistribution) -> BaseDistribution | None:
     """Return what an agent with some settings takes of what is searched; None where nothing is left to choose."""
-
-    def takes(value: object) -> bool:
-        try:
+    own, kept = searched._asdict(), []
+    for value in own.get("choices", (own.get("low"), own.get("high"))):
+        with contextlib.suppress(TypeError, ValueError):
             make_config(agent_class(agent), {**config, name: value})
-        except (TypeError, ValueError):
-            return False
-        return True
-
-    if isinstance(searched, CategoricalDistribution):
-        kept = tuple(filter(takes, searched.choices))
-        return CategoricalDistribution(kept) if len(kept) > 1 else None
-    assert isinstance(searched, FloatDistribution | IntDistribution)
-    return searched if takes(searched.low) and takes(searched.high) else None
+            kept.append(value)
+    return None if len(kept) < 2 else CategoricalDistribution(kept) if "choices" in own else searched
 
 
 def read_space(words: Mapping[str, str]) -> dict[str, BaseDistribution]:

@@ -53,23 +53,23 @@ def test_a_space_that_is_none_is_refused(word):
 
 
 def test_by_default_the_settings_are_searched_that_an_agent_has():
-    assert set(default_space("rloo")) == {"learning_rate", "batch", "epochs", "minibatches", "group", "kl", "clip"}
-    rate = default_space("sb3-a2c")["learning_rate"]
+    assert set(default_space("rloo", {})) == {"learning_rate", "batch", "epochs", "minibatches", "group", "kl", "clip"}
+    rate = default_space("sb3-a2c", {})["learning_rate"]
     assert (rate.low, rate.high, rate.log) == (pytest.approx(3e-4), pytest.approx(3e-2), True)
     with pytest.raises(ValueError, match="nothing of random is searched by default; name some of its settings"):
-        default_space("random")
+        default_space("random", {})
 
 
 @pytest.mark.parametrize("agent", ["reinforce", "behaviour-cloning", "rloo", "grpo", "dpo", "awr", "alphazero"])
 def test_by_default_nothing_is_searched_that_the_agent_refuses(agent):
-    space = default_space(agent)
+    space = default_space(agent, {})
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
     for _ in range(20):
         make_config(agent_class(agent), dict(study.ask(space).params))
 
 
 def test_a_setting_that_another_one_allows_is_searched_beside_it():
-    assert "value_coefficient" not in default_space("reinforce")
+    assert "value_coefficient" not in default_space("reinforce", {})
     assert "value_coefficient" in default_space("reinforce", {"baseline": "value"})
 
 

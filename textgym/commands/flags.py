@@ -75,9 +75,9 @@ def parse_pair(
     return found.a, found.b
 
 
-def _hints(flags: type) -> dict[str, Any]:
+def _hints(flags: type) -> dict[str, object]:
     """Return the type of every flag of a dataclass, and of those in it, by the flag's name without its dashes."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name, hint in get_type_hints(flags).items():
         found |= _hints(hint) if is_dataclass(hint) and isinstance(hint, type) else {name.replace("_", "-"): hint}
     return found
@@ -87,7 +87,7 @@ def _takes_several(hint: object) -> bool:
     return get_origin(hint) is tuple or any(map(_takes_several, get_args(hint)))
 
 
-def _has_bare_word(words: Sequence[str], hints: Mapping[str, Any]) -> bool:
+def _has_bare_word(words: Sequence[str], hints: Mapping[str, object]) -> bool:
     """Return whether a word is neither a flag nor the value of one."""
     values = 0.0  # that the flag before may still take
     for word in words:
@@ -101,7 +101,7 @@ def _has_bare_word(words: Sequence[str], hints: Mapping[str, Any]) -> bool:
     return False
 
 
-def with_config(arguments: Sequence[str], first: str = "id", hints: Mapping[str, Any] | None = None) -> list[str]:
+def with_config(arguments: Sequence[str], first: str = "id", hints: Mapping[str, object] | None = None) -> list[str]:
     """Return command-line words in which a TOML file's flags stand in the place of `--config FILE`.
 
     A key of the file is a flag without its dashes, `first` the first word after the command, and the table `env` the

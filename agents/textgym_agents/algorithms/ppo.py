@@ -25,8 +25,9 @@ from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.gathered import gathered
 from textgym_agents.lm.http_sampler import sampling
 from textgym_agents.lm.maths import Aggregation, Targets
-from textgym_agents.lm.metrics import EntropyController, UpdateMeter, rate_at, rollout_metrics, settled, warning_signs
+from textgym_agents.lm.metrics import EntropyController, UpdateMeter, rollout_metrics, warning_signs
 from textgym_agents.lm.nlpo import follow, log_ratios_within_cut
+from textgym_agents.lm.rates import settle
 from textgym_agents.lm.rollout import MicroBatch, Rollout, micro_batches, score_reference, token_kl
 from textgym_agents.protocol import Metrics
 
@@ -55,11 +56,9 @@ class OnPolicyAgent(LMAgent):
         rollout = self._collect(env, self.policy, self._seed(0), end_ids, exact, self.group, behind, self.devices)
         scored = score_reference(self.reference, rollout, config.micro_batch, exact)  # (N, F) or (N,)
         kl = token_kl(rollout, self.policy, self.reference, scored, config.kl)  # (N,)
-        if self.settles and self.iteration and self.learning_rate == self.first_rate:  # the first update is behind
-            moved = log_ratios_within_cut(rollout, self.policy, self.reference, kl, config)
-            factor = rate_at(config, self.episodes * (1 - 1 / self.iteration), self.budget)  # of the update before
-            rate, paid = self.learning_rate, None if self.objective_tokens == 0 else gamma
-            self.learning_rate, self.chosen = settled(rate, rollout, moved, paid, config, self.devices, factor)
+        if self.settles and self.iteration:  # the first update is behind
+            moved = lambda: log_ratios_within_cut(rollout, self.policy, self.reference, kl, config)  # noqa: E731
+            settle(self, config, None if self.objective_tokens == 0 else gamma, rollout, moved)
             self._set_learning_rate()
         rollout, scored, kl = gathered(self.devices, rollout, scored, kl)
         targets, self.rounds = self._targets(rollout, kl), rollout.rounds

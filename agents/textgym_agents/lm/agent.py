@@ -21,7 +21,8 @@ from textgym.vector import TokenVectorEnv
 from textgym_agents.config import LMConfig
 from textgym_agents.lm.checkpoint import SavedLM
 from textgym_agents.lm.devices import Devices, join
-from textgym_agents.lm.metrics import KLController, rate_at
+from textgym_agents.lm.metrics import KLController
+from textgym_agents.lm.rates import rate_at
 from textgym_agents.lm.sharding import Passes, whole
 from textgym_agents.lm.start import TABLE, peak_rate, start_policies
 from textgym_agents.protocol import Callback, DrawingAgent, Metrics, Observation
@@ -42,6 +43,7 @@ class LMAgent(SavedLM, DrawingAgent):
     critic = False
     resumes = True
     rounds = 1  # batches that the last iteration has played
+    first_rate = toward = correlation = 0.0  # see `textgym_agents.lm.rates.settle`
 
     def __init__(self, task: Task, config: LMConfig, model: nn.Module | None = None) -> None:
         self.task, self.devices = task, join()

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 OptimizerState = Mapping[int, Mapping[str, object]]
 _COUNTERS = ("iteration", "episodes", "budget")
+_NUMBERS = ("value_offset", "learning_rate", "toward", "correlation")
 
 
 class SavedLM(ABC):
@@ -103,11 +104,9 @@ class SavedLM(ABC):
         tensors |= with_prefix("optimizer.", optimizer_tensors(self.optimizer))
         tensors |= with_prefix("memory.", self.memory()) | self._weights()
         state: dict[str, object] = {"scorers": scorers} if scorers else {}
-        state |= {name: getattr(self, name) for name in _COUNTERS} | {
+        state |= {name: getattr(self, name) for name in (*_COUNTERS, *_NUMBERS)} | {
             "beta": self.controller.beta,
             "value_scale": self.value_scale,
-            "value_offset": self.value_offset,
-            "learning_rate": self.learning_rate,
             "own_reference": self.has_own_reference,
             "frozen": [name for name, p in self.policy.named_parameters() if not p.requires_grad],
             "stop_ids": list(self.task.vocabulary.stop_ids),
@@ -207,7 +206,8 @@ class SavedLM(ABC):
             agent.entropy.coefficient = number(state, "entropy_coefficient")
         for name in _COUNTERS:
             setattr(agent, name, count(state, name))
-        agent.value_offset, agent.learning_rate = (number(state, n) for n in ("value_offset", "learning_rate"))
+        for name in _NUMBERS:
+            setattr(agent, name, number(state, name))
         agent.value_scale = None if state["value_scale"] is None else number(state, "value_scale")
         agent.has_own_reference = flag(state, "own_reference") or is_sharded(agent.policy)
         agent.scorers = state.get("scorers", []) if saved.same_task else []

@@ -11,14 +11,12 @@ from torch import Tensor
 
 from textgym.checks import Bools, Floats
 from textgym.task import Task
-from textgym_agents.config import LMConfig, OnPolicyConfig
 from textgym_agents.lm.devices import ALONE, Devices
 from textgym_agents.lm.maths import Targets, scores
 from textgym_agents.lm.rollout import Rollout
 from textgym_agents.protocol import Metrics
 
 _SMALLEST = 1e-8  # An adaptive beta that reached 0 could never rise again.
-_LEAST_CORRELATION = 0.1  # The standard error of a correlation of 100 episodes.
 
 
 def rollout_metrics(rollout: Rollout, kl: Floats, beta: float, gamma: float) -> Metrics:
@@ -179,56 +177,6 @@ class UpdateMeter:
         result["val/first_kl"] = self._rows[0]["policy/approxkl_avg"]
         result["updates"] = float(len(self._rows))
         return result
-
-
-def rate_at(config: LMConfig, episodes: float, budget: int) -> float:
-    """Return the learning rate behind so many episodes of a budget, in shares of its peak."""
-    progress = min(episodes / budget, 1.0)
-    if progress < config.warmup:
-        return min((progress + 1.0 / budget) / config.warmup, 1.0)
-    cosine = 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
-    return {"constant": 1.0, "linear": 1.0 - 0.9 * progress, "cosine": cosine}[config.schedule]
-
-
-def settled(
-    rate: float,
-    rollout: Rollout,
-    log_ratios: Floats,
-    gamma: float | None,
-    config: OnPolicyConfig,
-    devices: Devices = ALONE,
-    factor: float = 1.0,
-) -> tuple[float, str]:
-    """Return the learning rate at which an update moves the policy as `update_kl` says, and why it is that one.
-
-    Adam's step is in proportion to the rate, and the KL of a small move to its square. How far to go depends on how the
-    move's log-ratios correlate with scores that it did not learn from, 0.1 at least, and on the steps of a batch: each
-    is worth an eighth, up to 8. Returns a tenth to thirty times `rate`, or `rate` and "" where nothing has moved yet.
-
-    Args:
-        rate: the peak so far. factor: the share of it at which the policy that wrote the rollout has learned.
-        log_ratios: (N,) of each action, to the policy before, see `textgym_agents.lm.nlpo.log_ratios_within_cut`.
-        gamma: of the rewards; None where nothing is learned from them: then all of `update_kl` is wanted.
-        devices: whose ranks each have a part of the batch.
-    """
-    own = np.bincount(rollout.rows, log_ratios, len(rollout.lengths))
-    aims = own if gamma is None else scores(rollout, gamma)
-    moves, found = devices.gather_array(np.stack([own, aims], 1)).astype(np.float64).T  # (B,) each
-    moved = float(0.5 * (moves**2).mean())  # the KL to second order, and unlike the mean never negative
-    if moved < _SMALLEST:
-        return rate, ""
-    varied = moves.std() > 0 and found.std() > 1e-6 * np.abs(found).max()
-    correlation = float(np.corrcoef(moves, found)[0, 1]) if varied else 0.0
-    toward = 1.0 if gamma is None else max(correlation, _LEAST_CORRELATION)
-    steps = min(config.epochs * config.minibatches, 8)
-    wanted = config.update_kl * toward * steps / 8 * len(moves) / rollout.rounds / 256
-    chosen = rate * min(max(factor * math.sqrt(wanted / moved), 0.1), 30.0)
-    why = "no reward is learned from" if gamma is None else f"log-ratios and scores correlate by {correlation:.3g}"
-    return chosen, (
-        f"learning rate {chosen:.3g}: at {rate * factor:.3g} learning has moved the policy by {moved:.3g} nats a "
-        f"sequence, wanted are {wanted:.3g} (update_kl={config.update_kl:g} for 256 episodes, times {toward:.3g}: "
-        f"{why}{f'; and times {steps}/8, the optimiser steps' if steps < 8 else ''})"
-    )
 
 
 @dataclass

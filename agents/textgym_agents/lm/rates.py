@@ -1,0 +1,148 @@
+"""Learning rates: how they fall, and the one that an agent finds by how far its first update moves, and toward what."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from textgym.checks import Floats
+from textgym_agents.config import LMConfig, OnPolicyConfig
+from textgym_agents.lm.devices import ALONE, Devices
+from textgym_agents.lm.maths import scores
+from textgym_agents.lm.rollout import Rollout
+
+_SMALLEST = 1e-8
+_ENOUGH = 256  # Episodes whose correlation is taken as it is.
+_LEAST_CORRELATION = 0.1  # The standard error of a correlation of 100 episodes.
+_USUAL_CORRELATION = 0.35  # What is taken for episodes that are missing, a third each; tasks have 0.1 to 0.9.
+
+
+def rate_at(config: LMConfig, episodes: float, budget: int) -> float:
+    """Return the learning rate behind so many episodes of a budget, in shares of its peak."""
+    progress = min(episodes / budget, 1.0)
+    if progress < config.warmup:
+        return min((progress + 1.0 / budget) / config.warmup, 1.0)
+    cosine = 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
+    return {"constant": 1.0, "linear": 1.0 - 0.9 * progress, "cosine": cosine}[config.schedule]
+
+
+class Learner(Protocol):
+    """What `settle` reads of an agent, and changes.
+
+    Attributes:
+        learning_rate: its peak. first_rate: that of the first update.
+        toward: the correlation that the rate goes by, 0 before it is settled. correlation: its running mean.
+        chosen: see `Agent`. episodes, iteration, budget: so far, and in all. devices: see `Devices`.
+    """
+
+    learning_rate: float
+    first_rate: float
+    toward: float
+    correlation: float
+    chosen: str
+    episodes: int
+    iteration: int
+    budget: int
+    devices: Devices
+
+
+def settle(
+    agent: Learner,
+    config: OnPolicyConfig,
+    gamma: float | None,
+    rollout: Rollout,
+    log_ratios: Callable[[], Floats],
+) -> None:
+    """Settle an agent's learning rate by what its first update did, and raise it as learning finds its way.
+
+    With fewer than 256 episodes a batch the correlation that the rate goes by is known badly at first. So its running
+    mean is kept, over about two batches of 64, and the rate follows where it rises.
+
+    Args:
+        gamma, rollout: see `settled`. log_ratios: gives those of `settled`.
+    """
+    first = agent.toward == 0 and agent.learning_rate == agent.first_rate
+    batch = len(rollout.lengths) // rollout.rounds * agent.devices.world
+    if not first and (agent.toward == 0 or gamma is None or batch >= _ENOUGH):
+        return
+    if first:
+        factor = rate_at(config, agent.episodes * (1 - 1 / agent.iteration), agent.budget)  # of the update before
+        found = settled(agent.learning_rate, rollout, log_ratios(), gamma, config, agent.devices, factor)
+        agent.learning_rate, agent.toward, agent.chosen = found
+        agent.correlation = agent.toward
+        return
+    move = _move(rollout, log_ratios(), gamma, agent.devices)
+    if move.correlation is not None:
+        agent.correlation += min(2 * move.episodes / _ENOUGH, 1.0) * (move.correlation - agent.correlation)
+    if agent.correlation > agent.toward:
+        agent.learning_rate *= math.sqrt(agent.correlation / agent.toward)
+        agent.toward = agent.correlation
+
+
+def settled(
+    rate: float,
+    rollout: Rollout,
+    log_ratios: Floats,
+    gamma: float | None,
+    config: OnPolicyConfig,
+    devices: Devices = ALONE,
+    factor: float = 1.0,
+) -> tuple[float, float, str]:
+    """Return the learning rate at which an update moves the policy as `update_kl` says, what it follows, and why.
+
+    Adam's step is in proportion to the rate, and the KL of a small move to its square. How far to go depends on how the
+    move's log-ratios correlate with scores that it did not learn from, see `_toward`, and on the steps of a batch: each
+    is worth an eighth, up to 8. Returns a tenth to thirty times `rate`; `rate`, 0 and "" where nothing has moved yet.
+
+    Args:
+        rate: the peak so far. factor: the share of it at which the policy that wrote the rollout has learned.
+        log_ratios: (N,) of each action, to the policy before, see `textgym_agents.lm.nlpo.log_ratios_within_cut`.
+        gamma: of the rewards; None where nothing is learned from them: then all of `update_kl` is wanted.
+        devices: whose ranks each have a part of the batch.
+    """
+    move = _move(rollout, log_ratios, gamma, devices)
+    if move.size < _SMALLEST:
+        return rate, 0.0, ""
+    correlation = move.correlation or 0.0
+    toward = 1.0 if gamma is None else _toward(correlation, move.episodes)
+    steps = min(config.epochs * config.minibatches, 8)
+    wanted = config.update_kl * toward * steps / 8 * move.episodes / rollout.rounds / 256
+    chosen = rate * min(max(factor * math.sqrt(wanted / move.size), 0.1), 30.0)
+    why = "no reward is learned from" if gamma is None else f"log-ratios and scores correlate by {correlation:.3g}"
+    return (
+        chosen,
+        toward,
+        f"learning rate {chosen:.3g}: at {rate * factor:.3g} learning has moved the policy by {move.size:.3g} nats a "
+        f"sequence, wanted are {wanted:.3g} (update_kl={config.update_kl:g} for 256 episodes, times {toward:.3g}: "
+        f"{why}{f'; and times {steps}/8, the optimiser steps' if steps < 8 else ''})",
+    )
+
+
+class _Move(NamedTuple):
+    """How far a policy has moved, nats a sequence, how that correlates with scores, and over how many episodes.
+
+    No correlation is known where all scores are equal.
+    """
+
+    size: float
+    correlation: float | None
+    episodes: int
+
+
+def _move(rollout: Rollout, log_ratios: Floats, gamma: float | None, devices: Devices) -> _Move:
+    own = np.bincount(rollout.rows, log_ratios, len(rollout.lengths))
+    aims = own if gamma is None else scores(rollout, gamma)
+    moves, found = devices.gather_array(np.stack([own, aims], 1)).astype(np.float64).T  # (B,) each
+    varied = moves.std() > 0 and found.std() > 1e-6 * np.abs(found).max()
+    correlation = float(np.corrcoef(moves, found)[0, 1]) if varied else None
+    size = float(0.5 * (moves**2).mean())  # the KL to second order, and unlike the mean never negative
+    return _Move(size, correlation, len(moves))
+
+
+def _toward(correlation: float, episodes: int) -> float:
+    """Return what to make of a correlation of so many episodes: of fewer than 256, a part is what is usual."""
+    missing = max(_ENOUGH - episodes, 0) / 3
+    return max((episodes * correlation + missing * _USUAL_CORRELATION) / (episodes + missing), _LEAST_CORRELATION)
