@@ -45,7 +45,7 @@ LAYERS = (
 )
 TIMED = "textgym_benchmarks.speed"  # times bare steps, and plays nothing for anybody
 # What LM PPO runs through, from `learn` to the step of the optimiser; tests/test_docs_lm_ppo.py traces a run. Beside it
-# textgym_agents.lm.metrics only measures.
+# textgym_agents.lm.metrics only measures, and textgym_agents.lm.rates sets the learning rate.
 PPO = (
     "textgym_agents.algorithms.ppo",
     "textgym_agents.lm.agent",

@@ -74,7 +74,7 @@ def test_the_files_that_are_named_are_those_that_run_from_learn_to_the_step(monk
         sys.setprofile(None)
     ours = {name for name in ran if name.startswith("textgym_agents.")}
     # One measures; with one device the others give back what they were given.
-    beside = {f"textgym_agents.lm.{name}" for name in ("metrics", "devices", "gathered", "sharding")}
+    beside = {f"textgym_agents.lm.{name}" for name in ("metrics", "rates", "devices", "gathered", "sharding")}
     assert ours - beside == set(HOUSE.PPO)
     files = {quote["path"] for quote in quotes()}
     assert {path.removeprefix("../agents/").removesuffix(".py").replace("/", ".") for path in files} <= ours
