@@ -93,6 +93,14 @@ class Own:
     maybe: bool | None = None
     sure: bool = False
     number: int = 1
+    each: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+
+
+def test_a_flag_that_takes_a_word_each_time_keeps_doing_so(tmp_path):
+    assert parse(Own, ["--each", "a", "--each", "b", "ID"], "own") == Own("ID", each=("a", "b"))
+    (tmp_path / "run.toml").write_text('id = "File-v0"\neach = ["a", "b"]\n')
+    assert parse(Own, ["--config", str(tmp_path / "run.toml")], "own") == Own("File-v0", each=("a", "b"))
+    assert parse(Own, ["--config", str(tmp_path / "run.toml"), "--each", "c", "ID"], "own") == Own("ID", each=("c",))
 
 
 def test_every_flag_of_several_words_may_be_repeated():

@@ -23,6 +23,7 @@ RESAMPLES = 1000
 _FORMAT = 1
 _OWN_STREAM = 1_000_003
 _NORMAL = 1.959963984540054  # the 97.5% quantile
+_NEVER = -1e30  # nats, for what the reference never writes: of weight 0, and a number in a file
 _LEAST = -345.0  # nats below the greatest weight; what weighs less counts as this
 
 
@@ -220,7 +221,9 @@ def draw_samples(
     mixture = np.logaddexp.reduce(logs, axis=-1) - math.log(len(policies)) if proposals else 0.0
     return Samples(
         returns=_single(expected_returns(task, episodes)),
-        log_weights=_single(logs[..., 0] - mixture) if proposals else np.zeros_like(episodes.returns),
+        log_weights=_single(np.maximum(logs[..., 0] - mixture, _NEVER))
+        if proposals
+        else np.zeros_like(episodes.returns),
         weights=episodes.weights,
         each=each,
         maximum=greatest_return(task),

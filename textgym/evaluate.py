@@ -228,10 +228,11 @@ def _sampled(policy: Policy, task: Task, episodes: PromptEpisodes, beta: float, 
         "entropy": episodes.entropy,
         "length": episodes.lengths.astype(np.float64),
     }
-    columns = np.stack(list(measures.values()))
-    means = columns.mean(-1) @ episodes.weights
+    asked = episodes.weights > 0  # an infinite KL to a prompt that is never drawn counts nothing
+    columns, weights = np.stack(list(measures.values()))[:, asked], episodes.weights[asked]
+    means = columns.mean(-1) @ weights
     per_prompt = episodes.returns.shape[1]
-    replicates = widen(means, resampled_means(columns, seed) @ episodes.weights, per_prompt)  # (R, K)
+    replicates = widen(means, resampled_means(columns, seed) @ weights, per_prompt)  # (R, K)
     found = {
         name: (interval(float(means[column]), replicates[:, column]), replicates[:, column])
         for column, name in enumerate(measures)

@@ -208,8 +208,8 @@ class Tree:
 
 def _optimal_values(solution: Solution, parent: Node, count: int) -> Floats:
     """Return Q* of the children of a state; the tree of the solver holds them in the same order."""
-    index = parent.state.prompt.index
-    if index is None:
+    index, known = parent.state.prompt.index, solution.tree.task.encoded(solution.tree.split)
+    if index is None or index >= len(known) or known[index] != parent.state.prompt:
         raise ValueError(f"by: the solution does not know prompt {parent.state.prompt.text!r:.80}")
     depth, row = solution.tree.find(index, parent.state.completion, parent.state.environment)
     first = solution.tree.levels[depth].first

@@ -115,6 +115,13 @@ def _written(prompts: Sequence[Prompt], argument: str) -> list[str]:
         raise ValueError(f"{argument}: {error}") from error
 
 
+def refuse_held_out(**sources: PromptSource | None) -> None:
+    """Raise ValueError for prompts of another split where a task makes those of "train" itself."""
+    for name, source in sources.items():
+        if source is not None:
+            raise ValueError(f"{name}={shown(source)}: allowed is None where there are no prompts of your own")
+
+
 def own_splits(
     prompts: PromptSource,
     eval_prompts: PromptSource | None,

@@ -155,7 +155,9 @@ def play(
         weights = np.full(len(places), 1.0 / len(places))
     rows = np.repeat(places, per_prompt * len(policies))
     numbers = np.tile(np.repeat(np.arange(len(policies)), per_prompt), len(places))
-    writers = _Writers(policies, reference, deterministic, np.random.default_rng([seed, 3]))
+    writers = _Writers(
+        policies, reference, deterministic, np.random.default_rng([seed, 3]), np.flatnonzero(~task.vocabulary.allowed)
+    )
     before, tokens = scorer.failures.copy(), scorer.tokens
     readers: list[object] = [getattr(each, "policy", each) for each in (*policies, reference)]
     cached = [each for each in readers if isinstance(each, CachedPolicy)]
@@ -209,6 +211,8 @@ class _Writers:
     reference: Reference | None
     deterministic: bool
     generator: np.random.Generator
+    others: Ints
+    """Tokens that are never legal."""
 
     def start(self, numbers: Ints) -> None:
         """Begin a block; each row is written by the policy of that number."""
@@ -235,12 +239,12 @@ class _Writers:
         if len(tables) < len(asked):
             raise ValueError(f"policy, others: {list(self.policies)!r:.200}: each of several needs log-probabilities")
         rows = turn.rows
-        several = np.stack([restricted(np.asarray(logs)[rows], turn.masks) for logs in tables])
+        several = np.stack([self._legal(np.asarray(logs)[rows], turn.masks) for logs in tables])
         each = np.arange(len(rows))
         logs = several[0] if len(several) == 1 else several[self._numbers[rows], each]
         against = None
         if self.reference is not None:
-            against = restricted(self.reference.log_probs(turn.observation)[rows], turn.masks)
+            against = self._legal(self.reference.log_probs(turn.observation)[rows], turn.masks)
         if self.deterministic:
             # The policy that is played puts probability 1 on one token: no entropy, and KL = -log ref(a).
             tokens = np.asarray(logs.argmax(1))
@@ -256,6 +260,13 @@ class _Writers:
         if len(several) > 1:
             self.log_probs[rows] += several[:, each, tokens].T
         return tokens
+
+    def _legal(self, logs: LogProbs, masks: Bools | None) -> LogProbs:
+        """Renormalise over the legal tokens, as the solver does; a policy of no others keeps its bits."""
+        if masks is None and (logs[:, self.others] > -np.inf).any():
+            masks = np.ones(logs.shape, dtype=np.bool_)
+            masks[:, self.others] = False
+        return restricted(logs, masks)
 
     def _act(self, turn: Turn) -> Ints:
         self.kl[:], self.entropy[:] = np.nan, np.nan

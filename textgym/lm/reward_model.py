@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from textgym.vocab import Vocabulary
 
 
-def find_reward_model(name: str | Path) -> str:
+def find_reward_model(name: str | Path, tokenizer: bool = True) -> str:
     """Return the folder of that name, checked and absolute, or else the name, which is then a hub id.
 
     Raises: TypeError if it is not a name; ValueError for a folder without a reward model.
@@ -36,7 +36,7 @@ def find_reward_model(name: str | Path) -> str:
     folder = Path(name)
     if not folder.is_dir():
         return str(name)
-    check_reward_folder(folder)
+    check_reward_folder(folder, tokenizer)
     read_offset(folder)
     return str(folder.resolve())
 
@@ -50,7 +50,7 @@ def check_installed() -> None:
             )
 
 
-def check_reward_folder(folder: Path) -> None:
+def check_reward_folder(folder: Path, tokenizer: bool = True) -> None:
     """Check that a folder holds a sequence classifier with one label, safetensors weights and a tokenizer.
 
     Raises: ValueError that names the folder and what it lacks.
@@ -74,7 +74,7 @@ def check_reward_folder(folder: Path) -> None:
     labels = len(names)
     if labels != 1:
         raise ValueError(f"model={str(folder)!r}: num_labels={labels}; a reward model has 1 (one score)")
-    for pattern in ("*.safetensors", "tokenizer.json"):
+    for pattern in ("*.safetensors", *(("tokenizer.json",) if tokenizer else ())):
         if not any(folder.glob(pattern)):
             raise ValueError(
                 f"model={str(folder)!r}: no {pattern} in that folder; save_pretrained of the model and of its "
@@ -179,7 +179,7 @@ class RewardModel(NamedReward):
         self.centre = centre
         self.tokenizer, self.chat, self.precision = tokenizer, chat, precision
         self.cut = 0
-        self._models = [find_reward_model(name) for name in names]
+        self._models = [find_reward_model(name, tokenizer is None) for name in names]
         self._members: list[Member] | None = None
         self._scores: OrderedDict[str, float] = OrderedDict()
         if not all(Path(name).is_dir() for name in self._models):
@@ -250,20 +250,23 @@ class RewardModel(NamedReward):
 
     def _combined(self, pairs: list[Pair]) -> list[float]:
         """Return the ensemble's scores; every member reads every pair."""
-        scores = np.stack([self._score(member, pairs) for member in self._load()])  # (M, N)
+        cut: set[int] = set()  # a text counts once, whichever members cut it
+        scores = np.stack([self._score(member, pairs, cut) for member in self._load()])  # (M, N)
         combined = scores.min(0) if self.combine == "min" else scores.mean(0)
         if self.combine == "mean_minus_std":
             combined -= self.k * scores.std(0)
         return [float(score) for score in combined]
 
-    def _score(self, member: Member, pairs: list[Pair]) -> Floats:
+    def _score(self, member: Member, pairs: list[Pair], cut: set[int]) -> Floats:
         import torch
 
         from textgym.lm.scoring import encode_exchange, first_tokens, pad_right, sequence_scores
 
         vocabulary = member.vocabulary
         encoded = [encode_exchange(vocabulary, *pair, member.max_length) for pair in pairs]
-        self._report_cut(sum(row.cut > 0 for row in encoded), member.max_length)
+        own = {index for index, row in enumerate(encoded) if row.cut} - cut
+        self._report_cut(len(own), member.max_length)
+        cut |= own
         by_length = sorted(range(len(pairs)), key=lambda index: len(encoded[index].ids))
         scores = np.empty(len(pairs))
         device = next(member.model.parameters()).device

@@ -279,7 +279,7 @@ class RunningNorm(Changed):
     def std(self) -> float:
         """Population standard deviation of the values so far; 1 while they do not differ."""
         deviation = math.sqrt(self.squares / self.count) if self.count else 0.0
-        return deviation if deviation > 0.0 else 1.0
+        return deviation if deviation > 1e-12 * abs(self.mean) else 1.0  # what is less is rounding
 
     def change(self, values: Values) -> Values:
         """Return the values, normalised."""

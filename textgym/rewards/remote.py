@@ -12,7 +12,7 @@ import sqlite3
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -136,7 +136,8 @@ class Asking(NamedReward, ABC, Generic[Session]):
 
     def key(self, prompt: str, completion: str, row: JsonObject) -> str:
         """Return the name of a score in the cache."""
-        text = json.dumps([self.identity(), prompt, completion, row], sort_keys=True, default=str)
+        own = [self.identity(), prompt, completion, row]  # str() of an array leaves out entries and digits
+        text = json.dumps(own, sort_keys=True, default=lambda each: getattr(each, "tolist", each.__str__)())
         return hashlib.sha256(text.encode()).hexdigest()
 
     async def _tried(self, prompt: str, completion: str, row: JsonObject, session: Session) -> float | None:
@@ -352,10 +353,9 @@ class Judge(Asking["AsyncOpenAI"]):
 
 def read_answer(body: str) -> tuple[str | None, int | None, int | None]:
     """Return the text of a chat completion, and its tokens read and written; None for each that it does not have."""
-    try:
+    answer = None
+    with suppress(ValueError, RecursionError):
         answer = json.loads(body)
-    except (ValueError, RecursionError):
-        answer = None
     text = value_at(answer, "choices", 0, "message", "content")
     counts = [value_at(answer, "usage", name) for name in ("prompt_tokens", "completion_tokens")]
     read, written = (each if type(each) is int and 0 <= each < 2**53 else None for each in counts)

@@ -15,7 +15,7 @@ import numpy as np
 
 from textgym.checks import Bools, check_count
 from textgym.lm.reference import Reference
-from textgym.prompts import PromptSet, PromptSource, prompt_set
+from textgym.prompts import PromptSet, PromptSource, prompt_set, refuse_held_out
 from textgym.rewards import RewardSpec
 from textgym.rows import SUFFIXES, numbered_rows, row_source
 from textgym.state import TokenState
@@ -73,7 +73,7 @@ class ExpressionMask:
             elif token == self._open:
                 groups.append(False)
             elif token == self._close:
-                groups.pop()
+                groups[-1:] = []  # one that the mask did not leave may close none
             elif groups:
                 groups[-1] = True
         left, owed = unused.total(), groups.count(False)  # every bracket without an operator needs one more number
@@ -81,7 +81,7 @@ class ExpressionMask:
             found = [token for token, count in unused.items() if count > 0]
             return [*found, *[self._open] * (left >= 2 + owed)] or [self._stop]
         found = [self._close if groups else self._stop] if all(groups[-1:]) else []
-        return found + self._operators * (left > owed - (not all(groups[-1:])))
+        return found + self._operators * (left > owed - (not all(groups[-1:]))) or [self._stop]
 
 
 @documented(WORDS, V="V", L="difficulty + 2 + 4 * difficulty - 2")
@@ -235,6 +235,7 @@ def gsm_task(
     check_count("problems", problems, 1, 20_000)
     check_count("seed", seed, 0)
     if prompts is None:
+        refuse_held_out(eval_prompts=eval_prompts, tune_prompts=tune_prompts)
         texts, answers = zip(*_problems(difficulty, problems + 2 * HELD_OUT, seed), strict=True)
         parts = {"eval_": slice(HELD_OUT), "tune_": slice(HELD_OUT, 2 * HELD_OUT), "": slice(2 * HELD_OUT, None)}
         data: dict[str, Any] = {f"{split}prompts": texts[part] for split, part in parts.items()}

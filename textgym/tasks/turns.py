@@ -8,7 +8,7 @@ from itertools import pairwise, product
 from math import prod
 from typing import Final, cast, get_args
 
-from textgym.checks import check_count, check_number
+from textgym.checks import check_count, check_number, not_one_of
 from textgym.lm.reference import Reference
 from textgym.prompts import PromptSet, Split, prompt_set
 from textgym.responders import calculate
@@ -94,6 +94,8 @@ class Oracle:
 
     def weights(self, prompt: Prompt) -> Sequence[float]:
         """See `textgym.turns.Responder.weights`."""
+        if prompt.text not in self._hidden:
+            raise ValueError(not_one_of("prompt", prompt.text, self._hidden))
         return self._hidden[prompt.text]
 
     def replies(self, states: Sequence[TokenState]) -> list[Reply]:

@@ -7,7 +7,7 @@ from typing import Any, Final, Unpack
 
 from textgym.checks import check_flag, shown
 from textgym.grammar import json_grammar, regex_grammar
-from textgym.prompts import PromptSet, PromptSource, own_splits, prompt_set
+from textgym.prompts import PromptSet, PromptSource, own_splits, prompt_set, refuse_held_out
 from textgym.rewards.patterns import Mode as Matching
 from textgym.rewards.patterns import template_regex
 from textgym.rewards.rules import Mode as Counting
@@ -210,10 +210,10 @@ def json_task(
     check_flag("mask", mask)
     if prompts is not None:
         splits = own_splits(prompts, eval_prompts, tune_prompts)
-    elif isinstance(schema, dict) and schema == SCHEMA:
-        splits = world_prompts(SHARES, value=_value)
     else:
-        splits = world_prompts(SHARES)
+        refuse_held_out(eval_prompts=eval_prompts, tune_prompts=tune_prompts)
+        own = isinstance(schema, dict) and schema == SCHEMA
+        splits = world_prompts(SHARES, value=_value) if own else world_prompts(SHARES)
     gold: dict[str, Any] = {"name": "json_schema", "schema": schema}
     if "value" in splits["train"].columns:
         rewards = {"schema": gold, "values": {"name": "json_values"}}

@@ -45,6 +45,7 @@ _PHASES = {  # parts that are held at moments of a phase, of which the peak is o
         ("prompts of a batch, as they are read",),
         ("key-value cache", "logits of a token of a batch", _SCORED[0]),
         (_SCORED[0], "the same, being put in order"),
+        (_SCORED[0], _SCORED[0], "kept tokens, being put in order"),  # features: in order, and by steps
     ),
     "scoring": ((*_SCORED, "micro-batch, as the reference reads it"), (*_SCORED, "chunk of logits")),
 }
@@ -193,18 +194,17 @@ def estimate(config: PretrainedConfig, plan: Plan) -> MemoryEstimate:
         "features of a batch, of the reference": features if plan.exact else 4 * states,
         "micro-batch, as the reference reads it": 0 if elsewhere else measures["scoring"],
         "kept tokens, as bits": states * -(-run.size // 8) if plan.kept_tokens else 0,
+        "kept tokens, being put in order": 2 * states * -(-run.size // 8) if plan.kept_tokens else 0,
         "chunk of logits": measures["chunk"],
         micro_name: max(micro, 0),
         other_name: max(other_micro, 0),
     }
+    every = _PHASES | {"update": tuple((*_SCORED, each) for each in (micro_name, "Adam's step"))}
     phases = {
         phase: max(sum(parts[each] for each in (*_ALWAYS, *some)) for some in moments)
-        for phase, moments in (
-            _PHASES | {"update": tuple((*_SCORED, each) for each in (micro_name, "Adam's step"))}
-        ).items()
+        for phase, moments in every.items()
     }
-    parts = {name: size for name, size in parts.items() if size}
-    return MemoryEstimate(run.parameters, run.policy + here, parts, phases, elsewhere)
+    return MemoryEstimate(run.parameters, run.policy + here, {k: v for k, v in parts.items() if v}, phases, elsewhere)
 
 
 def _measures(config: PretrainedConfig, plan: Plan, update_alone: bool = False) -> dict[str, int]:

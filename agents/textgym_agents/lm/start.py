@@ -328,7 +328,7 @@ def _frozen_copy(model: PreTrainedModel, dtype: torch.dtype, device: torch.devic
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Give a model's parameters a precision; buffers, such as the angles of rotary embeddings, keep theirs."""
-    for parameter in model.parameters():
+    for parameter in () if getattr(model, "is_table", False) else model.parameters():
         if dtype != torch.float32 and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
     return model

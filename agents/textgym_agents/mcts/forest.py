@@ -323,6 +323,7 @@ class Forest:
         self.states, self.splits = list(states), list(splits)
         self.index = {key_of(state): node for node, state in enumerate(states)}
         self.columns = tensors["actions"].shape[1]
+        self.most = min(self.most, self._memory // _node_bytes(self.columns))
         self._allocate(max(len(states), min(_FIRST_NODES, self.most)), empty=True)
         for name in tensors.keys() & {*_FIELDS, *_VALUES}:
             getattr(self, name)[: len(states)] = tensors[name]

@@ -81,12 +81,16 @@ def constant_reward(rows: Sequence[Row]) -> float | None:
     scores, spreads, slack = series(rows, "objective/scores"), series(rows, "objective/scores_std"), rounding(rows)
     if not scores or len(spreads) < FEW or max(spreads[-FEW:]) > slack or span(scores[-FEW:]) > slack:
         return None
-    varied = [place for place, spread in enumerate(spreads, 1) if spread > slack]
+    known = [row for row in rows if "objective/scores_std" in row]
+    varied = [place for place, spread in enumerate(spreads) if spread > slack]
     measured = [*scores, *series(rows, "eval/reward")]
     if not varied:
         return scores[-1] if span(measured) <= slack else None
-    silent = 1 + varied[-1] - len(varied)  # of the batches before this streak, and one
-    chance = math.prod((silent + at) / (varied[-1] + 1 + at) for at in range(len(spreads) - varied[-1]))
+    # The doctor keeps some rows only, but numbers all of them and counts those that varied.
+    number = [int(row.get("doctor/scored", place)) for place, row in enumerate(known, 1)]
+    last, count = number[varied[-1]], int(known[varied[-1]].get("doctor/varied", len(varied)))
+    silent = 1 + last - count  # of the batches before this streak, and one
+    chance = math.prod((silent + at) / (last + 1 + at) for at in range(number[-1] - last))
     return scores[-1] if scores[-1] < max(scores) - slack and chance < 0.01 else None
 
 
@@ -228,7 +232,7 @@ def held_out_gap(rows: Sequence[Row]) -> float | None:
     may move back and forth. The number is what is missing.
     """
     places = [place for place, row in enumerate(rows) if "eval/reward" in row]
-    found = [_gap(rows[: place + 1], rows[places[0]]) for place in places[1:][-2:]]
+    found = [_gap(rows[places[0] : place + 1], rows[places[0]]) for place in places[1:][-2:]]
     return found[-1] if len(found) == 2 and None not in found else None
 
 

@@ -16,6 +16,7 @@ from textgym_agents.training.conditions import CONDITIONS, Condition
 from textgym_agents.training.evidence import FEW, Row
 
 _RECENT: Final = 30  # rows that are kept, beside the first few and as many evaluations
+_WORTH: Final = ("objective/rlhf_reward", "objective/scores")
 _QUIET: Final = 10  # rows without it after which a condition counts as over
 
 _NAMES: Final[Mapping[str, str]] = {
@@ -214,7 +215,7 @@ class Doctor:
 
     def __post_init__(self) -> None:
         self._rows: list[Row] = []
-        self._count = 0
+        self._count = self._scored = self._varied = 0
         self._seen: set[str] = set()
         self._alarms: dict[str, list[Alarm]] = {condition.name: [] for condition in CONDITIONS}
         self._signs = {} if self.task is None else prompt_signs(self.task)
@@ -245,6 +246,9 @@ class Doctor:
         broken |= {_NAMES[name]: name for name in metrics if _NAMES.get(name) in broken}
         self.iteration = int(row["iteration"]) if "iteration" in row else self.iteration + 1
         self._count += 1
+        if "objective/scores_std" in row:  # numbers that outlast the rows
+            self._scored, self._varied = self._scored + 1, self._varied + (row["objective/scores_std"] > 1e-6)
+            row |= {"doctor/scored": self._scored, "doctor/varied": self._varied}
         self._rows = _kept([*self._rows, row])
         self._seen |= numbers.keys()
         lines = []
@@ -278,9 +282,19 @@ class Doctor:
 
 
 def _kept(rows: list[Row]) -> list[Row]:
-    """Return the first few rows, the last ones, and the last ones with an evaluation."""
+    """Return the first few rows, the last ones, and of the others what conditions look back at.
+
+    That is the first evaluation and the last ones, with the rows beside them; the last batch whose scores differed; and
+    the few at which J, or the reward where it is not known, was best.
+    """
     if len(rows) <= 4 * _RECENT:
         return rows
     measured = [place for place, row in enumerate(rows) if "eval/reward" in row or "eval/gold" in row]
-    places = {*range(FEW), *measured[-_RECENT:], *range(len(rows) - _RECENT, len(rows))}
-    return [rows[place] for place in sorted(places)]
+    beside = {place + step for place in (*measured[:1], *measured[-_RECENT:]) for step in range(-FEW, 2)}
+    varied = [place for place, row in enumerate(rows) if row.get("objective/scores_std", 0.0) > 0][-1:]
+    name = next((each for each in _WORTH if any(each in row for row in rows)), _WORTH[-1])
+    known = [place for place, row in enumerate(rows) if name in row]
+    runs = (known[first : first + FEW] for first in range(len(known) - FEW + 1))
+    best = max(runs, key=lambda run: sum(rows[place][name] for place in run), default=[])
+    last = range(len(rows) - _RECENT, len(rows))
+    return [rows[place] for place in sorted({*range(FEW), *beside, *varied, *best, *last} & {*range(len(rows))})]
