@@ -1,6 +1,7 @@
 """Evaluation and J* against sums over all completions of a task small enough to list them."""
 
 import itertools
+import math
 import warnings
 
 import numpy as np
@@ -275,3 +276,54 @@ def test_without_a_price_of_the_kl_j_is_the_reward_whatever_the_kl():
     found = evaluate(OneToken(), task, per_prompt=8)
     assert found.kl is None
     assert found.objective == found.reward
+
+
+class Even:
+    """Gives every token of the vocabulary the same probability, those that are never legal too."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def log_probs(self, observation):
+        return np.full((len(observation["input_ids"]), self.size), -math.log(self.size))
+
+
+def test_what_is_played_is_what_is_enumerated_where_a_policy_writes_what_is_not_legal():
+    task = make_task("Copy", difficulty=2)
+    assert not task.vocabulary.allowed.all()
+    found = evaluate(Even(task.vocabulary.size), task, per_prompt=256)
+    assert found.exact
+    assert found.episodes.kl.max() == pytest.approx(0, abs=1e-6)  # the reference is uniform over what is legal
+    assert found.episodes.returns.mean() == pytest.approx(found.reward.mean, abs=4 * 0.4 / 2560**0.5)
+
+
+def counting_task(**options):
+    def pay(prompts, completions, **columns):
+        return [text.count("a") / 30 for text in completions]
+
+    never_c = NGramReference(np.array([[0.5, 0.5, 0.0]] * 3))
+    settings = {"prompts": ["a"], "tokenizer": ["a", "b", "c"], "stop": (), "max_new_tokens": 30, "beta": 0.1}
+    return make_task("Text", **settings | options, reward=pay, reference=never_c)
+
+
+def test_a_proposal_may_write_what_the_reference_never_does():
+    task = counting_task()
+    found = optimum_of(task, [Even(3)], per_prompt=256)
+    best = 30 * 0.1 * math.log((math.exp(1 / 30 / 0.1) + 1) / 2)  # of every token its own
+    assert found.value.low - 0.02 < best < found.value.high + 0.02
+
+
+def test_an_infinite_kl_to_a_prompt_that_is_never_drawn_counts_nothing():
+    class WritesCAfterB:
+        def log_probs(self, observation):
+            after_b = (observation["input_ids"][:, 0] == 1)[:, None]
+            with np.errstate(divide="ignore"):
+                return np.log(np.where(after_b, [[0.2, 0.2, 0.6]], [[0.6, 0.4, 0.0]]))
+
+    task = counting_task(prompts=["a", "b"], weights=[1, 0])
+    found = evaluate(WritesCAfterB(), task, optimum=optimum_of(task, per_prompt=64), per_prompt=16)
+    assert np.isinf(found.episodes.kl[1]).any()
+    each = 0.6 * math.log(1.2) + 0.4 * math.log(0.8)
+    assert found.kl.mean == pytest.approx(30 * each)
+    assert found.objective is not None
+    assert found.optimality is not None

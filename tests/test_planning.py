@@ -6,7 +6,7 @@ import pytest
 from gymnasium.error import ResetNeeded
 from solver_tools import Paid, bigram, completions, odd_grammar, score, small_task
 
-from textgym import TokenEnv, task_names
+from textgym import TokenEnv, make_task, task_names
 from textgym.lm.reference import UniformReference
 from textgym.planning import Tree
 from textgym.solver import solve
@@ -165,3 +165,12 @@ def test_bad_arguments_say_so():
         root.best(1, lambda nodes: [0.0])
     with pytest.raises(ValueError, match="token=77"):
         root.child(77)
+
+
+def test_a_solution_of_another_split_knows_no_prompt_of_this_one():
+    env = TokenEnv(make_task("Copy", difficulty=2))  # of the split "train"
+    solution = solve(env.task, split="eval")
+    for index in (3, 20):  # the second is behind the last prompt of "eval"
+        env.reset(options={"prompt_index": index})
+        with pytest.raises(ValueError, match="by: the solution does not know prompt 'copy"):
+            Tree(env).root.best(1, solution)

@@ -345,3 +345,38 @@ def test_noise_is_no_gap_however_far_apart_evaluations_are(every):
             row["objective/scores_std"] = float(scores.std())
             doctor.see(row | ({} if at % every else {"eval/reward": 0.0}))
         assert "held-out gap" not in alarms(doctor)
+
+
+def trl(step):
+    return type("State", (), {"is_world_process_zero": True, "global_step": step})()
+
+
+@pytest.mark.parametrize(("every", "held", "found"), [(30, 1.0, False), (30, 0.0, True), (100, 0.0, True)])
+def test_a_gap_counts_from_the_first_evaluation_however_late_it_is(every, held, found):
+    doctor, total = Doctor(), 4 * every
+    for step in range(1, total + 1):
+        reward = min(1.0, step / (25 if held else total))
+        doctor.on_log(None, trl(step), None, {"reward": reward, "reward_std": 0.1})
+        if step % every == 0:
+            doctor.on_log(None, trl(step), None, {"eval_reward": held * reward})
+    assert ("held-out gap" in alarms(doctor)) == found
+
+
+def test_the_best_j_is_remembered_however_long_ago_it_was():
+    doctor = Doctor()
+    for at in range(1, 401):
+        reward = min(1.0, at / 40) if at <= 60 else 1.0 - 0.002 * (at - 60)
+        row = {"iteration": at, "episode": 64 * at, "objective/scores": reward, "objective/scores_std": 0.3}
+        doctor.see(row | {"objective/rlhf_reward": reward, "objective/kl": min(2 + max(0, at - 60) * 0.3, 60)})
+    (far,) = (each for each in doctor.findings() if each.condition.name.startswith("KL") and each.alarms)
+    assert len(far.alarms) == 1
+    assert far.verdict.startswith("ALARM since")
+
+
+def test_a_rare_reward_is_none_that_is_constant_however_long_the_run():
+    doctor = Doctor()
+    for at in range(1, 241):
+        hit = at % 40 == 4
+        doctor.see({"iteration": at, "objective/scores": 0.01 * hit, "objective/scores_std": 0.1 * hit})
+    constant = next(each for each in doctor.findings() if each.condition.check is constant_reward)
+    assert [each.since for each in constant.alarms] == [3]

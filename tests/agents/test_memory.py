@@ -230,3 +230,12 @@ def test_what_cannot_be_estimated_is_refused():
     with pytest.raises(ValueError, match=r"model='./none'.*Qwen2\.5-0\.5B"):
         model_config("./none")
     assert set(SHAPES) == {"Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen2.5-7B", "Llama-3-70B"}
+
+
+def test_kept_tokens_are_held_three_times_while_they_are_put_in_order():
+    config = tiny_llama(vocab=4096).config
+    plan = Plan(batch=64, prompt_tokens=8, new_tokens=64, kept_tokens=True)
+    bits = 64 * 64 * 4096 // 8
+    found = estimate(config, plan)
+    assert found.parts["kept tokens, as bits"] == bits
+    assert found.phases["sampling"] >= found.parts["weights of the policy"] + 3 * bits

@@ -165,3 +165,23 @@ def test_it_is_saved_and_read_like_any_other_model(tmp_path):
     for each in (agent, again):
         each.learn(env, 32)
     np.testing.assert_array_equal(agent.log_probs(observation), again.log_probs(observation))
+
+
+def test_a_table_as_reference_keeps_its_rows_in_any_precision():
+    generator = np.random.default_rng(0)
+    table = generator.dirichlet(np.ones(6), 6)
+    task = make_task(
+        "Text",
+        prompts=["a b", "c a"],
+        tokenizer=["a", "b", "c", "d", "e", "<end>"],
+        stop="<end>",
+        max_new_tokens=4,
+        reference=NGramReference(table),
+        reward="length",
+    )  # of 316 states, and bfloat16 knows integers up to 256
+    env = TokenVectorEnv(task, 16, autoreset_mode=AutoresetMode.DISABLED)
+    env.reset(seed=0)
+    settings = {"batch": 16, "minibatches": 1, "device": "cpu", "model": "table", "learning_rate": 1e-9}
+    rows = []
+    make_agent("lm-ppo", env, **settings, reference_precision="bfloat16").learn(env, 16, rows.append)
+    assert rows[0]["objective/kl"] == pytest.approx(0, abs=1e-5)

@@ -325,3 +325,22 @@ def test_a_missing_package_names_the_extra(folder, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "textgym\[lm\]"'):
         RewardModel(folder)
+
+
+def test_a_folder_without_a_tokenizer_takes_one_from_elsewhere(tmp_path):
+    whole, bare = save_reward_model(tmp_path / "whole"), save_reward_model(tmp_path / "bare")
+    for file in (tmp_path / "bare").glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"no tokenizer\.json"):
+        RewardModel(str(bare), device="cpu")
+    found = [RewardModel(str(bare), tokenizer=str(whole), device="cpu"), RewardModel(str(whole), device="cpu")]
+    assert found[0](["a"], ["b"]) == found[1](["a"], ["b"])
+
+
+def test_a_text_that_all_members_cut_counts_once(tmp_path):
+    members = [str(save_reward_model(tmp_path / str(seed), seed=seed)) for seed in range(3)]
+    model = RewardModel(members, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextGymWarning)
+        model(["b", "b"], [" ".join(["a"] * POSITIONS), "a"])
+    assert model.cut == 1

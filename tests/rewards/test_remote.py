@@ -248,3 +248,17 @@ def test_scores_are_kept_and_belong_to_texts_columns_and_name(tmp_path):
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises((ValueError, TypeError, ImportError), match=message):
         make_reward({"name": "concurrent", **settings})
+
+
+@pytest.mark.parametrize("first", [np.zeros(2000), np.array([0.123456781])])
+def test_rows_that_differ_inside_an_array_have_scores_of_their_own(first):
+    async def score(prompt, completion, field):
+        return float(np.sum(field))
+
+    second = first.copy()
+    second[len(second) // 2] += 3e-9
+    reward = Concurrent(score, columns=["field"], retries=0)
+    assert reward.key("p", "c", {"field": first}) == reward.key("p", "c", {"field": first.copy()})
+    assert reward.key("p", "c", {"field": first}) != reward.key("p", "c", {"field": second})
+    own = [np.zeros(2000), np.repeat([0.0, 5.0, 0.0], [1000, 1, 999])]
+    assert Scorer(reward).score(["p", "p"], ["c", "c"], {"field": own}).total.tolist() == [0, 5]

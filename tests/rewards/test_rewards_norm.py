@@ -95,3 +95,13 @@ def test_statistics_equal_numpys_over_all_batches(batches: list[list[float]]) ->
     assert reward.mean == pytest.approx(together.mean(), rel=1e-9, abs=1e-6)
     if together.std() > 1e-3:
         assert reward.std == pytest.approx(together.std(), rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [3, 5, 6, 7, 10, 11, 48])
+@pytest.mark.parametrize("value", [0.1, 0.3, 0.07, 1 / 3])
+def test_values_that_do_not_differ_but_for_rounding_are_not_scaled(value, count):
+    for center in (True, False):
+        norm = RunningNorm(lambda prompts, completions, **columns: [value] * len(prompts), center=center)
+        for _ in range(3):
+            paid = Scorer(norm).score(["p"] * count, ["c"] * count).total
+            np.testing.assert_allclose(paid, 0.0 if center else value, atol=1e-12)

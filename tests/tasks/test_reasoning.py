@@ -174,3 +174,28 @@ def test_rows_of_a_file_are_counted_and_renamed(tmp_path, question, answer):
     task = make_task("Gsm", prompts=f"{path}#rows=2", eval_prompts=path)
     assert (task.prompt_set("train").texts, len(task.prompt_set("eval"))) == (("0?", "1?"), 4)
     assert len(task.prompt_set("train").columns["answer"]) == 2
+
+
+@pytest.mark.parametrize("words", [[")"], ["(", "1", "1", "1"], ["=", ")", ")"], ["(", ")", ")", "+"]])
+def test_countdown_s_mask_leaves_something_after_what_it_did_not(words):
+    env = TokenEnv("Countdown")
+    ids = {env.task.vocabulary.token_text(token): token for token in range(env.task.vocabulary.size)}
+    env.reset(seed=0)
+    for word in words:
+        if env.step(ids[word])[2]:
+            return
+        assert env.action_masks().any()
+
+
+@pytest.mark.parametrize("name", ["Gsm", "Json"])
+@pytest.mark.parametrize("split", ["eval", "tune"])
+def test_held_out_prompts_need_prompts_beside_them(name, split):
+    with pytest.raises(ValueError, match=rf"^{split}_prompts=.*allowed is None where there are no prompts of your own"):
+        make_task(name, **{f"{split}_prompts": ["What is 2 plus 3?"]})
+
+
+@pytest.mark.parametrize("name", ["Clarify", "Persuade", "TwentyQuestions", "Calculator", "Lookup"])
+def test_a_prompt_that_hides_nothing_known_is_refused_by_name(name):
+    word = "no" if name in ("Persuade", "TwentyQuestions") else "wrong"  # of the vocabulary
+    with pytest.raises(ValueError, match=rf"prompt '{word}': not one of "):
+        TokenEnv(name).reset(options={"prompt": word})
