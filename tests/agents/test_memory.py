@@ -238,4 +238,5 @@ def test_kept_tokens_are_held_three_times_while_they_are_put_in_order():
     bits = 64 * 64 * 4096 // 8
     found = estimate(config, plan)
     assert found.parts["kept tokens, as bits"] == bits
+    assert found.parts["kept tokens, being put in order"] == 2 * bits
     assert found.phases["sampling"] >= found.parts["weights of the policy"] + 3 * bits
