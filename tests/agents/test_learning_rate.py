@@ -56,7 +56,7 @@ def test_what_the_first_batch_has_moved_settles_the_learning_rate(kl, tmp_path):
     ((moves, found, gamma),) = seen
     moved, correlation = float(np.mean(moves**2) / 2), float(np.corrcoef(moves, found)[0, 1])
     assert (moved > 0, gamma) == (True, task.gamma)
-    toward = (16 * correlation + 80 * 0.35) / 96  # 240 episodes are missing, and a third of them count
+    toward = (16 * correlation + 112 * 0.35) / 128  # 112 episodes are missing
     wanted = 0.32 * toward * 16 / 256 * 2 / 8  # two steps of eight
     rate = 1.25e-4 * min(max((wanted / moved) ** 0.5, 0.1), 30)
     assert [row["lr"] for row in rows[:2]] == pytest.approx([1.25e-4, rate], rel=1e-3)
@@ -142,7 +142,7 @@ def test_the_rate_follows_what_was_moved_and_where_within_bounds(
     log_ratios = move * np.array([3.0, -2.0, -1.0, 2.0, 0.0])
     config, rollout = RLOOConfig(update_kl=64.0 * rounds), written(rewards, gamma, rounds)
     rate, followed, why = settled(1e-5, rollout, log_ratios, gamma, config)
-    toward = (4 * correlation + 84 * 0.35) / 88  # of 256 episodes 252 are missing, and a third of them count
+    toward = (4 * correlation + 124 * 0.35) / 128  # of 128 episodes 124 are missing
     assert (rate, followed) == pytest.approx((1e-5 * (factor or (toward / moved) ** 0.5), toward))
     assert f"moved the policy by {moved:.3g} nats a sequence, wanted are {toward:.3g} " in why
     assert f"times {toward:.3g}: log-ratios and scores correlate by {correlation:.3g})" in why
@@ -161,9 +161,9 @@ def written(rewards, gamma=1.0, rounds=1, times=1):
 
 
 @pytest.mark.parametrize(("reward", "toward"), [([1.0, 0.0, 1.0, 0.0], 2 / 5**0.5), ([0.0, 1.0, 0.0, 1.0], 0.1)])
-def test_a_correlation_of_256_episodes_is_taken_as_it_is(reward, toward):
-    log_ratios = np.tile([3.0, -2.0, -1.0, 2.0, 0.0], 64)
-    rate, followed, _ = settled(1e-5, written(reward, times=64), log_ratios, 1.0, RLOOConfig(update_kl=1.0))
+def test_a_correlation_of_128_episodes_is_taken_as_it_is(reward, toward):
+    log_ratios = np.tile([3.0, -2.0, -1.0, 2.0, 0.0], 32)
+    rate, followed, _ = settled(1e-5, written(reward, times=32), log_ratios, 1.0, RLOOConfig(update_kl=2.0))
     assert (rate, followed) == pytest.approx((1e-5 * (toward / 0.75) ** 0.5, toward))
 
 
@@ -201,7 +201,7 @@ def test_in_small_batches_the_rate_rises_with_the_correlation_and_never_falls():
     see(worse)
     assert agent.correlation == pytest.approx(((toward + c) / 2 - c) / 2)
     assert (agent.learning_rate, agent.toward) == before
-    # A batch of 256 says what it says at once; without rewards there is nothing to follow.
-    see(better, times=64)
+    # A batch of 128 says what it says at once; without rewards there is nothing to follow.
+    see(better, times=32)
     see(better, gamma=None)
     assert (agent.learning_rate, agent.toward) == before

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 OptimizerState = Mapping[int, Mapping[str, object]]
 _COUNTERS = ("iteration", "episodes", "budget")
-_NUMBERS = ("value_offset", "learning_rate", "toward", "correlation")
+_NUMBERS = ("value_offset", "learning_rate", "toward", "correlation")  # the last two of a rate that is settled
 
 
 class SavedLM(ABC):
@@ -72,7 +72,7 @@ class SavedLM(ABC):
     entropy: EntropyController | None = None
     learning_rate: float
     value_scale: float | None
-    value_offset: float
+    toward: float
     iteration: int
     episodes: int
     budget: int
@@ -104,7 +104,7 @@ class SavedLM(ABC):
         tensors |= with_prefix("optimizer.", optimizer_tensors(self.optimizer))
         tensors |= with_prefix("memory.", self.memory()) | self._weights()
         state: dict[str, object] = {"scorers": scorers} if scorers else {}
-        state |= {name: getattr(self, name) for name in (*_COUNTERS, *_NUMBERS)} | {
+        state |= {name: getattr(self, name) for name in (*_COUNTERS, *_NUMBERS[: 4 if self.toward else 2])} | {
             "beta": self.controller.beta,
             "value_scale": self.value_scale,
             "own_reference": self.has_own_reference,
@@ -207,7 +207,7 @@ class SavedLM(ABC):
         for name in _COUNTERS:
             setattr(agent, name, count(state, name))
         for name in _NUMBERS:
-            setattr(agent, name, number(state, name))
+            setattr(agent, name, number({"toward": 0.0, "correlation": 0.0} | state, name))
         agent.value_scale = None if state["value_scale"] is None else number(state, "value_scale")
         agent.has_own_reference = flag(state, "own_reference") or is_sharded(agent.policy)
         agent.scorers = state.get("scorers", []) if saved.same_task else []

@@ -15,9 +15,9 @@ from textgym_agents.lm.maths import scores
 from textgym_agents.lm.rollout import Rollout
 
 _SMALLEST = 1e-8
-_ENOUGH = 256  # Episodes whose correlation is taken as it is.
+_ENOUGH = 128  # Episodes whose correlation is taken as it is.
 _LEAST_CORRELATION = 0.1  # The standard error of a correlation of 100 episodes.
-_USUAL_CORRELATION = 0.35  # What is taken for episodes that are missing, a third each; tasks have 0.1 to 0.9.
+_USUAL_CORRELATION = 0.35  # What is taken for episodes that are missing; tasks have 0.1 to 0.9.
 
 
 def rate_at(config: LMConfig, episodes: float, budget: int) -> float:
@@ -58,8 +58,8 @@ def settle(
 ) -> None:
     """Settle an agent's learning rate by what its first update did, and raise it as learning finds its way.
 
-    With fewer than 256 episodes a batch the correlation that the rate goes by is known badly at first. So its running
-    mean is kept, over about two batches of 64, and the rate follows where it rises.
+    With fewer than 128 episodes a batch the correlation that the rate goes by is known badly at first. So its running
+    mean over about as many is kept, and the rate follows where it rises.
 
     Args:
         gamma, rollout: see `settled`. log_ratios: gives those of `settled`.
@@ -76,7 +76,7 @@ def settle(
         return
     move = _move(rollout, log_ratios(), gamma, agent.devices)
     if move.correlation is not None:
-        agent.correlation += min(2 * move.episodes / _ENOUGH, 1.0) * (move.correlation - agent.correlation)
+        agent.correlation += min(move.episodes / _ENOUGH, 1.0) * (move.correlation - agent.correlation)
     if agent.correlation > agent.toward:
         agent.learning_rate *= math.sqrt(agent.correlation / agent.toward)
         agent.toward = agent.correlation
@@ -143,6 +143,6 @@ def _move(rollout: Rollout, log_ratios: Floats, gamma: float | None, devices: De
 
 
 def _toward(correlation: float, episodes: int) -> float:
-    """Return what to make of a correlation of so many episodes: of fewer than 256, a part is what is usual."""
-    missing = max(_ENOUGH - episodes, 0) / 3
+    """Return what to make of a correlation of so many episodes: of fewer than 128, a part is what is usual."""
+    missing = max(_ENOUGH - episodes, 0)
     return max((episodes * correlation + missing * _USUAL_CORRELATION) / (episodes + missing), _LEAST_CORRELATION)
