@@ -188,9 +188,9 @@ def test_the_learning_rate_that_is_settled_does_not_depend_on_rewards(tmp_path, 
 
     def spy(rate, rollout, log_ratios, gamma, *rest):
         found.append(gamma)
-        return rate, "settled"
+        return rate, 1.0, "settled"
 
-    monkeypatch.setattr("textgym_agents.algorithms.ppo.settled", spy)
+    monkeypatch.setattr("textgym_agents.lm.rates.settled", spy)
     task = tiny_task()
     env = TokenVectorEnv(task, 8, autoreset_mode=AutoresetMode.DISABLED)
     env.reset(seed=0)

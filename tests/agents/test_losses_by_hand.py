@@ -260,9 +260,9 @@ def test_the_learning_rate_settles_in_the_first_iteration(monkeypatch):
 
     def settled(rate, *_):
         calls.append((agent.iteration, rate))
-        return 0.125, "so"
+        return 0.125, 0.5, "so"
 
-    monkeypatch.setattr("textgym_agents.algorithms.ppo.settled", settled)
+    monkeypatch.setattr("textgym_agents.lm.rates.settled", settled)
     agent.settles, rate = True, agent.learning_rate
     agent.learn(an_env(), 16)
     assert calls == [(1, rate)]

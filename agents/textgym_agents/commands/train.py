@@ -137,7 +137,7 @@ def run_training(flags: TrainFlags, config: JsonObject, typed: Set[str]) -> None
     use_all_cores()
     if folder is None and flags.out is not None:
         RunFolder.check_free(flags.out)
-    training = Training(settings, folder, typed=flags.id)
+    training = Training(settings, folder, typed=flags.id if ":" in flags.id else "")
     if not training.leads:
         training.follow()
         return
