@@ -308,6 +308,13 @@ def test_a_default_that_is_typed_asks_for_it(capsys):
     assert run(capsys, *resume, "--episodes", "64", "--batch", "16")[0] == 0
 
 
+def test_a_run_that_was_started_with_few_settings_has_the_others_as_they_come(capsys):
+    interrupted("cut", config={"batch": 16})
+    resume = ("train", "--out", "cut", "--resume")
+    assert_one_line(*run(capsys, *resume, "--seed", "3")[::2], "--seed 3", "started with 0")
+    assert run(capsys, *resume, "--seed", "0")[0] == 0
+
+
 def test_what_a_resumed_run_needs_in_memory_is_asked_with_its_settings(capsys):
     interrupted("cut", id="textgym/Helpful-v0", agent="lm-ppo", config={})
     words = ("train", "--out", "cut", "--resume", "--dry-run")

@@ -94,6 +94,7 @@ class Own:
     sure: bool = False
     number: int = 1
     each: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    name: str = ""
 
 
 def test_a_flag_that_takes_a_word_each_time_keeps_doing_so(tmp_path):
@@ -101,6 +102,12 @@ def test_a_flag_that_takes_a_word_each_time_keeps_doing_so(tmp_path):
     (tmp_path / "run.toml").write_text('id = "File-v0"\neach = ["a", "b"]\n')
     assert parse(Own, ["--config", str(tmp_path / "run.toml")], "own") == Own("File-v0", each=("a", "b"))
     assert parse(Own, ["--config", str(tmp_path / "run.toml"), "--each", "c", "ID"], "own") == Own("ID", each=("c",))
+
+
+def test_a_file_with_a_list_for_one_word_is_refused(tmp_path):
+    (tmp_path / "run.toml").write_text('id = "File-v0"\nname = ["a", "b"]\n')
+    with pytest.raises(UsageError, match="Unrecognized options: b"):
+        parse(Own, ["--config", str(tmp_path / "run.toml")], "own")
 
 
 def test_every_flag_of_several_words_may_be_repeated():

@@ -380,3 +380,12 @@ def test_a_rare_reward_is_none_that_is_constant_however_long_the_run():
         doctor.see({"iteration": at, "objective/scores": 0.01 * hit, "objective/scores_std": 0.1 * hit})
     constant = next(each for each in doctor.findings() if each.condition.check is constant_reward)
     assert [each.since for each in constant.alarms] == [3]
+
+
+def test_rounding_of_large_scores_is_no_batch_that_varied():
+    doctor = Doctor()
+    for at in range(1, 82):
+        hit = at == 51  # one batch in 81 earns
+        row = {"objective/scores": 1000.1 + hit, "objective/scores_std": 8.0 if hit else 6.2e-5, "episode": 64 * at}
+        doctor.see(row | ({"eval/reward": 1001.0} if at == 1 else {}))
+    assert not alarms(doctor)

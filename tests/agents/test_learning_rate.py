@@ -205,3 +205,11 @@ def test_in_small_batches_the_rate_rises_with_the_correlation_and_never_falls():
     see(better, times=32)
     see(better, gamma=None)
     assert (agent.learning_rate, agent.toward) == before
+
+
+def test_the_rate_rises_to_thirty_times_the_first_at_most():
+    agent = SimpleNamespace(first_rate=1e-4, learning_rate=2.9e-3, toward=0.1, correlation=0.1, devices=ALONE)
+    moves = np.tile([3.0, -2.0, -1.0, 2.0, 0.0], 16)
+    for _ in range(5):
+        settle(agent, RLOOConfig(batch=64), 1.0, written([1.0, 0.0, 1.0, 0.0], times=16), lambda: moves)
+    assert agent.learning_rate == pytest.approx(3e-3)

@@ -22,8 +22,10 @@ from textgym_benchmarks.report import build_report, draw_curve, read_sources
 from textgym_benchmarks.report.sections import charts
 from textgym_benchmarks.report.tables import agent_styles, bar_scale, draw_bar
 from textgym_benchmarks.results.store import export_results, load_results
+from textgym_benchmarks.run.runner import run_suite
 from textgym_benchmarks.statistics import Interval
-from textgym_benchmarks.suite import Cell
+from textgym_benchmarks.suite import Cell, Evaluation, Suite
+from textgym_benchmarks.suite_folder import cell_folder
 from textgym_benchmarks.summaries import summarise
 
 AGENTS = ("lm-ppo", "rloo", "random", "reference", "sb3-ddpg")
@@ -242,6 +244,18 @@ def test_results_of_two_splits_are_no_one_report(tmp_path):
     patient = read_sources([one, other], patient=True)
     assert len(patient.results) == 2
     assert "on the split tune" in patient.unread[0]
+
+
+def test_a_cell_is_of_the_split_that_its_run_is_of(tmp_path):
+    cell = Cell("textgym/Bandit-v0", "random", 64, 0)
+    suite = Suite("tuned", (cell,), evaluation=Evaluation(1, 2, 2, 2, 1))
+    run_suite(suite, tmp_path / "suite", engine="serial", split="tune")
+    folder = cell_folder(tmp_path / "suite", cell)
+    for places in ([tmp_path / "suite", folder], [folder, folder / "run"]):
+        assert len(read_sources(places).results) == len({each.cell.key for each in read_sources(places).results})
+    eval_suite = write_suite_folder(tmp_path / "eval", make_results(("lm-ppo",), TASKS[:1], 1, failed=0.0, missing=0.0))
+    with pytest.raises(ValueError, match="measured on the split tune"):
+        read_sources([eval_suite, folder])
 
 
 def test_runs_that_draw_their_prompts_in_other_ways_are_two(tmp_path):

@@ -78,12 +78,12 @@ def parse_pair(
 def _hints(flags: type) -> dict[str, object]:
     """Return the type of every flag of a dataclass, and of those in it, by the flag's name without its dashes.
 
-    A flag that is given once for each of its words has the type of a text.
+    A flag that is given once for each of its words has the type of a list.
     """
     found: dict[str, object] = {}
     for name, hint in get_type_hints(flags, include_extras=True).items():
         kind, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        own = {name.replace("_", "-"): str if tyro.conf.UseAppendAction in marks else kind}
+        own = {name.replace("_", "-"): list[str] if tyro.conf.UseAppendAction in marks else kind}
         found |= _hints(kind) if isinstance(kind, type) and is_dataclass(kind) else own
     return found
 
@@ -169,7 +169,7 @@ def _flag(path: str, name: str, value: object, hint: object) -> list[str]:
     if isinstance(value, bool) and hint is bool:
         return [flag if value else f"--no-{flag[2:]}"]
     if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
-        return [f"{flag}={item}" for item in value] if hint is str else [flag, *map(str, value)]
+        return [f"{flag}={item}" for item in value] if get_origin(hint) is list else [flag, *map(str, value)]
     if isinstance(value, str | int | float):
         return [f"{flag}={value}"]
     raise UsageError(

@@ -188,8 +188,10 @@ def _stored_settings(folder: RunFolder, settings: TrainSettings, config: JsonObj
         check_trusted(folder.path, before.env)
     for name in sorted(known & typed):
         refuse_change(folder, name, getattr(settings, name), getattr(before, name))
+    made = make_config(agent_class(before.agent), before.config)
+    had = {} if made is None else asdict(made)  # a file may hold what was given alone
     for name in config.keys() & typed:
-        refuse_change(folder, name, config[name], before.config.get(name))
+        refuse_change(folder, name, config[name], had.get(name))
     return before
 
 

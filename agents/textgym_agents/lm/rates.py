@@ -15,6 +15,7 @@ from textgym_agents.lm.maths import scores
 from textgym_agents.lm.rollout import Rollout
 
 _SMALLEST = 1e-8
+_MOST = 30.0  # times the first rate
 _ENOUGH = 128  # Episodes whose correlation is taken as it is.
 _LEAST_CORRELATION = 0.1  # The standard error of a correlation of 100 episodes.
 _USUAL_CORRELATION = 0.35  # What is taken for episodes that are missing; tasks have 0.1 to 0.9.
@@ -78,7 +79,8 @@ def settle(
     if move.correlation is not None:
         agent.correlation += min(move.episodes / _ENOUGH, 1.0) * (move.correlation - agent.correlation)
     if agent.correlation > agent.toward:
-        agent.learning_rate *= math.sqrt(agent.correlation / agent.toward)
+        risen = agent.learning_rate * math.sqrt(agent.correlation / agent.toward)
+        agent.learning_rate = max(min(risen, _MOST * agent.first_rate), agent.learning_rate)
         agent.toward = agent.correlation
 
 
@@ -110,7 +112,7 @@ def settled(
     toward = 1.0 if gamma is None else _toward(correlation, move.episodes)
     steps = min(config.epochs * config.minibatches, 8)
     wanted = config.update_kl * toward * steps / 8 * move.episodes / rollout.rounds / 256
-    chosen = rate * min(max(factor * math.sqrt(wanted / move.size), 0.1), 30.0)
+    chosen = rate * min(max(factor * math.sqrt(wanted / move.size), 0.1), _MOST)
     why = "no reward is learned from" if gamma is None else f"log-ratios and scores correlate by {correlation:.3g}"
     return (
         chosen,

@@ -12,7 +12,7 @@ from typing import Final, SupportsFloat
 from textgym.checks import JsonObject
 from textgym.task import Task
 from textgym_agents.protocol import Callback, Metrics
-from textgym_agents.training.conditions import CONDITIONS, Condition
+from textgym_agents.training.conditions import CONDITIONS, Condition, rounding
 from textgym_agents.training.evidence import FEW, Row
 
 _RECENT: Final = 30  # rows that are kept, beside the first few and as many evaluations
@@ -247,7 +247,10 @@ class Doctor:
         self.iteration = int(row["iteration"]) if "iteration" in row else self.iteration + 1
         self._count += 1
         if "objective/scores_std" in row:  # numbers that outlast the rows
-            self._scored, self._varied = self._scored + 1, self._varied + (row["objective/scores_std"] > 1e-6)
+            self._scored, self._varied = (
+                self._scored + 1,
+                self._varied + (row["objective/scores_std"] > rounding([row])),
+            )
             row |= {"doctor/scored": self._scored, "doctor/varied": self._varied}
         self._rows = _kept([*self._rows, row])
         self._seen |= numbers.keys()

@@ -190,7 +190,8 @@ def chosen_suite(flags: BenchFlags) -> tuple[Suite, bool]:
     if from_file or flags.tasks is not None:
         if flags.tasks is not None and flags.suite is not None and not from_file:
             raise UsageError(f"--tasks: goes with no --suite but a file's; leave out --suite {name} or --tasks")
-        if flags.set and isinstance(own := from_file.get("settings"), dict):  # a flag is one line of a table
+        own = from_file.get("settings")
+        if flags.set and isinstance(own, dict) and all(isinstance(each, dict) for each in own.values()):
             new = given["settings"]
             given["settings"] = {agent: {**own.get(agent, {}), **new.get(agent, {})} for agent in own | new}
         wanted = from_fields(Product, from_file | given)

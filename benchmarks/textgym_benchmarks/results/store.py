@@ -214,8 +214,9 @@ def read_sources(paths: Sequence[Path], patient: bool = False) -> Sources:
 
 def _split(path: Path, suite: JsonObject) -> str:
     """Return whose prompts the results of a place are about, "eval" where nothing says so."""
-    if not suite and (path / "config.json").is_file():
-        suite = {"evaluation": RunFolder(path).config()}
+    for run in (path, path / "run"):  # of `textgym train`, or a cell's
+        if not suite and (run / "config.json").is_file():
+            suite = {"evaluation": RunFolder(run).config()}
     return str(suite.get("evaluation", {}).get("split", "eval"))
 
 
