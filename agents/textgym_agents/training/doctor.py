@@ -247,10 +247,8 @@ class Doctor:
         self.iteration = int(row["iteration"]) if "iteration" in row else self.iteration + 1
         self._count += 1
         if "objective/scores_std" in row:  # numbers that outlast the rows
-            self._scored, self._varied = (
-                self._scored + 1,
-                self._varied + (row["objective/scores_std"] > rounding([row])),
-            )
+            self._scored += 1
+            self._varied += row["objective/scores_std"] > rounding([row])
             row |= {"doctor/scored": self._scored, "doctor/varied": self._varied}
         self._rows = _kept([*self._rows, row])
         self._seen |= numbers.keys()
