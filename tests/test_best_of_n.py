@@ -229,6 +229,7 @@ def draws(values, count, seed):
     return np.array(returns), np.array(deviations)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "n", "count"), [("Stop", 16, 128), ("Scale", 16, 256), ("Noisy", 4, 64)])
 def test_the_interval_covers_the_exact_kl_about_as_often_as_it_says(name, n, count):
     solution, values = exact(make_task(name), n)
@@ -242,6 +243,7 @@ def test_the_interval_covers_the_exact_kl_about_as_often_as_it_says(name, n, cou
     assert abs(np.mean(errors)) < 3.5 * np.std(errors) / math.sqrt(repeats)
 
 
+@pytest.mark.slow
 def test_the_jackknife_takes_out_a_bias_that_the_plug_in_has():
     # A level of probability 1/16 on top, n = 16, 64 samples: the plug-in estimate is 0.10 nats too low.
     top, n = 1 / 16, 16
@@ -286,6 +288,7 @@ def by_enumeration(proxy, gold, n):
     return np.mean(found, axis=0)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 7), st.integers(0, 10**6), st.sampled_from([1, 2, 4, 10**9]))
 @settings(deadline=None, max_examples=40)
 def test_the_mean_over_all_subsets_is_what_enumeration_gives(n, seed, values):

@@ -145,6 +145,7 @@ def test_a_missing_extra_names_the_pip_command(module, words, extra):
 # list
 
 
+@pytest.mark.slow
 def test_list_imports_no_torch():
     done = child("list", before="import atexit; atexit.register(lambda: print('torch' in sys.modules))")
     assert done.returncode == 0
@@ -152,6 +153,7 @@ def test_list_imports_no_torch():
     assert "textgym/Helpful-v0" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["re2", "jsonschema", "llguidance", "vaderSentiment"])
 def test_list_says_what_cannot_be_built_without_an_extra(module):
     done = child("list", before=BLOCK.format(module=module))
@@ -226,6 +228,7 @@ def test_every_agent_shows_its_settings_as_flags_of_train(capsys, agent):
     assert "--eval-every" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_knows_every_command(capsys, shell):
     code, text, _ = run(capsys, "completion", shell)
@@ -282,6 +285,7 @@ def test_hostile_text_is_shown_as_it_is(monkeypatch, capsys):
     assert "\u202e" not in out
 
 
+@pytest.mark.slow
 def test_play_without_torch_says_so_and_goes_on():
     done = child("play", "Helpful-v0", before=BLOCK.format(module="torch"), stdin="\n")
     assert done.returncode == 0
@@ -310,6 +314,7 @@ def test_play_shows_every_reward_term(monkeypatch, capsys):
         assert name in out
 
 
+@pytest.mark.slow
 def test_a_package_that_an_environment_misses_is_named_with_what_to_install():
     done = child("play", "Json-v0", before=BLOCK.format(module="llguidance"))
     assert_one_line(done.returncode, done.stderr, "llguidance", 'pip install "textgym[rewards]"')

@@ -100,6 +100,7 @@ def test_a_live_run_in_the_background(capsys):
     assert len(metrics("live")) == 3200 // 64 + 1
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_makes_no_negative_times(capsys, monkeypatch):
     jumps = itertools.count(1e9, -86400.0)
     monkeypatch.setattr(time, "time", lambda: next(jumps))

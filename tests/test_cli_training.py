@@ -160,6 +160,7 @@ def test_the_demo_writes_everything(capsys):
     assert config["config"]["seed"] == 1
 
 
+@pytest.mark.slow
 def test_a_class_from_the_current_folder(capsys):
     Path("lazy_agent.py").write_text(AGENT)
     env = ("--env", "reference=uniform", "beta=1.0")
@@ -190,6 +191,7 @@ def test_a_class_from_the_current_folder(capsys):
     assert reports[0]["kl"] is None
 
 
+@pytest.mark.slow
 def test_to_resume_needs_neither_id_nor_agent(capsys):
     Path("cut").mkdir()
     started = {"id": "textgym/Bandit-v0", "agent": "q-learning", "episodes": 32, "final_per_prompt": 1}
@@ -241,6 +243,7 @@ def test_what_an_infinite_kl_says_of_the_optimum():
     assert nothing == "a lower bound of J* is not known either: the KL of this policy, and with it its J, is infinite"
 
 
+@pytest.mark.slow
 def test_a_random_policy_needs_no_torch(capsys):
     words = (
         "--env",

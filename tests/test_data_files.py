@@ -85,6 +85,7 @@ def check_edits(folder: Path, examples: int) -> None:
     read_edited()
 
 
+@pytest.mark.slow
 def test_an_edited_file_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
     check_edits(tmp_path, 200)
 
@@ -137,6 +138,7 @@ def test_a_pair_of_surrogates_is_a_character() -> None:
     assert json_value(r'["\ud83d\ude00", "\\ud83d"]') == ["\U0001f600", "\\ud83d"]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

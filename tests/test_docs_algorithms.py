@@ -203,6 +203,7 @@ def test_the_line_registers_it(folder):
     assert names["agent"].config.learning_rate == 0.01
 
 
+@pytest.mark.slow
 def test_what_memory_returns_is_there_after_an_interruption(folder):
     (folder / "my_baseline.py").write_text(blocks()[3][1], encoding="utf-8")
     env = make_env("textgym/Copy-v0", 32)

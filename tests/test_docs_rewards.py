@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from test_docs import printed, trimmed
 
 PAGE = Path(__file__).parents[1] / "docs" / "rewards.md"
@@ -25,6 +26,7 @@ def own(factory: Any) -> bool:
     return (factory if isinstance(factory, str) else factory.__module__).startswith("textgym.")
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_its_code_prints(monkeypatch: Any) -> None:
     from textgym.registry import REWARDS
 

@@ -162,6 +162,7 @@ def test_an_action_is_taken_or_refused(action: Any) -> None:
             env.step(action)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 5), min_size=8, max_size=20))
 def test_twins_of_one_seed_live_the_same_life(seed: int, actions: list[int]) -> None:
@@ -332,6 +333,7 @@ def test_pickling_in_the_middle_of_an_episode() -> None:
     assert data_equivalence(play(env, [9] * 5), play(twin, [9] * 5), exact=True)
 
 
+@pytest.mark.slow
 def test_gymnasium_s_wrappers(tmp_path: Path) -> None:
     env = gym.wrappers.RecordEpisodeStatistics(gym.make("textgym/Text-v0", max_new_tokens=3))
     env.reset(seed=0)

@@ -84,6 +84,7 @@ def test_the_list_of_completions_is_complete():
         assert sum(p for p, _, _ in completions(prompt, TABLE)) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_optimum_and_reference_agree_with_enumeration(task, reference):
     reward, _, best = exact(TABLE)
     got = sampled(task, reference, 4000)
@@ -92,6 +93,7 @@ def test_optimum_and_reference_agree_with_enumeration(task, reference):
     assert got.value.high - got.value.low < 0.05
 
 
+@pytest.mark.slow
 def test_policy_agrees_with_enumeration(task, reference):
     table = np.array([[0.8, 0.1, 0.1], [0.6, 0.2, 0.2], [0.2, 0.3, 0.5]])
     reward, divergence, _ = exact(table)
@@ -114,6 +116,7 @@ def test_policy_agrees_with_enumeration(task, reference):
     assert len(repr(got)) < 2000  # the episodes are left out
 
 
+@pytest.mark.slow
 def test_the_reference_scores_zero_and_has_no_kl(task, reference):
     got = evaluate(reference, task, reference, sampled(task, reference, 2000), per_prompt=2000)
     assert got.kl.mean == 0.0
@@ -216,6 +219,7 @@ def test_one_completion_a_prompt_has_no_interval(task, reference):
     assert np.isnan(got.reward.low)
 
 
+@pytest.mark.slow
 def test_intervals_cover_at_two_completions_a_prompt():
     rng = np.random.default_rng(0)
     hits = 0

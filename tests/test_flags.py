@@ -28,6 +28,7 @@ def test_a_repeated_flag_keeps_all_its_words(words, expected):
     assert merged(words, "--env") == expected
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(word=st.binary(max_size=12).map(os.fsdecode), flag=st.sampled_from(["", "--out", "--agent", "--prompt"]))
 def test_words_stay_as_they_are_unless_they_are_no_utf_8_or_name_the_home_folder(word, flag):

@@ -78,6 +78,7 @@ def test_the_house_sees_imports_of_every_kind(source: str, target: str) -> None:
     assert list(code_texts(ast.parse("'''textgym_agents'''\nf('textgym_agents.x')"))) == ["textgym_agents.x"]
 
 
+@pytest.mark.slow
 def test_importing_the_core_imports_no_torch_and_no_task() -> None:
     code = (
         "import sys, textgym, textgym.cli, textgym_agents;"
@@ -88,6 +89,7 @@ def test_importing_the_core_imports_no_torch_and_no_task() -> None:
     assert done.stdout == "set()\n[]\n"
 
 
+@pytest.mark.slow
 def test_importing_textgym_imports_nothing_that_is_not_needed_to_register() -> None:
     code = "import sys, textgym; print(sorted(name for name in sys.modules if name.startswith('textgym')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
@@ -109,6 +111,7 @@ def test_what_posix_alone_has_stands_in_few_places() -> None:
     assert found == {"textgym.files", "textgym.processes", "textgym.codecs.rendering"}
 
 
+@pytest.mark.slow
 def test_no_two_public_classes_have_one_name() -> None:
     found = Counter(
         node.name

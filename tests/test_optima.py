@@ -135,6 +135,7 @@ class Declared:
         return some_of(prompts, completions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("others", "known"), [(19, True), (3, False)])
 def test_prompts_that_pay_nothing_widen_j_star_up_to_the_declared_maximum(others, known):
     words = ["a", "b", "<end>", "z", *(f"p{i}" for i in range(others))]
@@ -215,6 +216,7 @@ def test_intervals_of_j_star_cover_at_few_effective_samples(each, least):
     assert covered >= least
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "independent"), [("Format", 0.646), ("Json", 0.614), ("Keywords", 0.865)])
 def test_committed_optima_hold_what_other_samples_found(name, independent):
     """J* from 16,384 episodes of another policy, by other code; one that lies above has to rest on more samples."""

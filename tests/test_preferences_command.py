@@ -188,6 +188,7 @@ def test_transcripts_that_part_early_are_counted(capsys):
     assert cell(out, "rows that part before the last turn") == "1"
 
 
+@pytest.mark.slow
 def test_checking_needs_no_torch():
     path = put(GOOD)
     before = "import atexit; atexit.register(lambda: print('torch' in sys.modules))"

@@ -95,6 +95,7 @@ def test_every_pin_is_a_plain_version():
     assert PINS["torch"] == "2.13.0"  # without a local part: the CPU build serves it too
 
 
+@pytest.mark.slow
 def test_everything_that_the_pinned_packages_need_is_pinned():
     """Walks the requirements of what is installed here at its pin, from this project's own on."""
     from importlib.metadata import PackageNotFoundError, requires, version

@@ -99,6 +99,7 @@ def test_the_package_s_names() -> None:
         textgym.Taks  # noqa: B018
 
 
+@pytest.mark.slow
 def test_importing_is_light() -> None:
     loaded = "; print([name for name in ('torch', 'transformers', 'jinja2', 'PIL') if name in sys.modules])"
     code = f"import sys, textgym{loaded}; import gymnasium as gym; gym.make('textgym/Text-v0').reset(seed=0){loaded}"

@@ -124,6 +124,7 @@ def test_rounding_in_a_group_is_no_difference(value: float, dtype: Any) -> None:
         assert np.abs(advantages(one_differs)).max() < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["grpo", "rloo"])
 def test_without_a_difference_in_reward_nothing_moves(name: str) -> None:
     from textgym_agents import make_agent, make_env
@@ -140,6 +141,7 @@ def test_without_a_difference_in_reward_nothing_moves(name: str) -> None:
     assert all(np.isfinite(value) for row in rows for value in row.values() if value is not None)
 
 
+@pytest.mark.slow
 def test_logged_sums_leave_padding_out() -> None:
     from textgym_agents import make_agent, make_env
 
@@ -214,6 +216,7 @@ def test_memory_does_not_grow_with_episodes() -> None:
     assert play(2400) - before < 20 * 2**20
 
 
+@pytest.mark.slow
 def test_a_model_in_shards_is_the_model(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -231,6 +234,7 @@ def test_a_model_in_shards_is_the_model(tmp_path: Path) -> None:
     np.testing.assert_array_equal(*found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["list"], ["solve", "Stop-v0", "--env", "difficulty=1"]])
 def test_the_command_line_prints_where_the_terminal_is_ascii(arguments: list[str]) -> None:
     ascii_only = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}

@@ -94,6 +94,7 @@ def test_sampled_returns_lie_within_four_standard_errors(pay):
         assert (np.abs(sampled.mean(1) - exact) < 4 * error).all()
 
 
+@pytest.mark.slow
 def test_evaluate_agrees_on_the_optimal_policy():
     task, reference = small_task(), bigram()
     solution = solve(task, reference)

@@ -88,6 +88,7 @@ def started(command, folder, *words, path=None):
     )
 
 
+@pytest.mark.slow
 def test_python_m_in_another_checkout_is_refused_and_not_mixed(other):
     (other / "random.py").unlink()
     done = started([COMMAND[0], "-m", "textgym.cli"], other, "list")

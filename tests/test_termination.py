@@ -109,6 +109,7 @@ def test_rlhf_is_saved_in_the_middle_of_a_stage() -> None:
     assert Path("rlhf/1-sft/checkpoints/model/agent.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("error", "code"), [("exit", 2), ("interrupt", 130)])
 def test_a_reward_that_exits_ends_no_run_as_if_all_was_well(
     error: str, code: int, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -91,6 +91,7 @@ def test_probabilities_of_all_conversations_sum_to_one():
         assert values.trajectories.probability.sum() == pytest.approx(1, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_exact_values_are_those_of_play():
     task = make_task("TwentyQuestions", difficulty=2, beta=0.2)
     solution = solve(task)
@@ -116,6 +117,7 @@ def test_the_reference_costs_no_kl_whatever_the_environment_writes():
     assert values.length == pytest.approx(1 + 1 / 4, abs=1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=9), st.integers(0, 2), st.integers(1, 3), st.integers(1, 3))
 def test_every_state_of_play_stands_in_the_tree(tokens, hidden, most, budget):

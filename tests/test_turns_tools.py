@@ -245,6 +245,7 @@ def turns_of_words():
                 yield " ".join(words), len(WORDS) ** -length
 
 
+@pytest.mark.slow
 def test_the_optimum_with_a_calculator_is_exact():
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="error:"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -287,6 +288,7 @@ ENV = TokenEnv(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(WRITTEN)
 @example("<calc>" + "(" * 150 + "</calc>")
@@ -325,6 +327,7 @@ def test_whatever_tokens_are_written_the_environment_writes_once(text):
 EXPRESSIONS = st.text("0123456789+-*/<>=!~%&|^(). \n", max_size=12) | st.text(max_size=8)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(EXPRESSIONS)
 def test_whatever_python_is_asked_there_is_one_reply(text):
@@ -354,6 +357,7 @@ def test_a_responder_has_a_deadline():
     assert WithDeadline(polite, 20.0)([[{"role": "assistant", "content": "Tea"}]]) == ["Tea, please"]
 
 
+@pytest.mark.slow
 def test_a_deadline_hands_on_what_a_responder_says_of_itself():
     wrapped = WithDeadline({"name": "world", "users": 2}, 20.0)
     assert (wrapped.weights, wrapped.asks) == ([0.5, 0.5], ("replies",))

@@ -254,6 +254,7 @@ def test_a_language_model_says_what_the_state_says():
     assert (user.weights, greedy.weights, LMUser(tokens=8, users=4).weights) == (None, (1.0,), [0.25] * 4)
 
 
+@pytest.mark.slow
 def test_any_reference_is_a_user_and_is_sampled_as_it_says():
     words = ["a", "b", "c"]
     table = NGramReference(np.array([0.5, 0.3, 0.2]))

@@ -345,6 +345,7 @@ def test_bad_arguments() -> None:
         TokenVectorEnv(word_task(), 2, autoreset_mode="SameStp")
 
 
+@pytest.mark.slow
 def test_async_vector_env_with_spawn() -> None:
     make = functools.partial(TokenEnv, "Text", prompts=["Hello", "Bye"], max_new_tokens=2, gold="charset")
     there = AsyncVectorEnv([make, make], context="spawn")

@@ -26,6 +26,7 @@ def together(task: Any, num_envs: int, **options: Any) -> TokenVectorEnv:
     return TokenVectorEnv(task, num_envs, autoreset_mode=AutoresetMode.DISABLED, **options)
 
 
+@pytest.mark.slow
 @given(
     actions=st.lists(st.lists(st.integers(0, 5), min_size=3, max_size=3), min_size=6, max_size=6),
     settled=st.integers(0, 7),

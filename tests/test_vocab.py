@@ -43,6 +43,7 @@ def test_a_bare_tokenizer_by_hand() -> None:
     assert BYTE_VOCABULARY.token_text(300) == "日本 x"
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.lists(st.integers(0, 300), max_size=40), max_size=4))
 def test_joined_bytes_are_what_tokenizers_decodes(batch: list[list[int]]) -> None:
@@ -294,6 +295,7 @@ def test_templates_are_rendered_where_a_lower_limit_of_memory_stands() -> None:
     assert json.loads(done.stdout) == {"text": "fine c"}
 
 
+@pytest.mark.slow
 def test_a_template_that_loops_where_nothing_limits_its_cpu_is_ended_by_the_clock(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

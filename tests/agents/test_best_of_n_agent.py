@@ -49,6 +49,7 @@ def exact(agent, task, split="train"):
     return solution, evaluate_edges(solution.tree, edges, solution.log_reference, task.beta, task.gamma)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_reward_and_kl_are_those_of_theory(n):
     task = tiny_task()
@@ -165,6 +166,7 @@ def test_an_answer_is_written_as_it_was_planned():
     assert len(planned) == 2
 
 
+@pytest.mark.slow
 def test_a_state_seen_again_or_in_the_middle_of_an_answer_is_planned_from_there():
     task = tiny_task()
     agent = BestOfN(task, BestOfNConfig(n=64))
@@ -223,6 +225,7 @@ def test_the_same_seed_gives_the_same_answers_and_it_is_saved(tmp_path):
     assert (play(loaded, task, per_prompt=9).completions == one.completions).all()
 
 
+@pytest.mark.slow
 def test_n_1_is_the_reference():
     task = tiny_task()
     agent = BestOfN(task, BestOfNConfig(n=1))

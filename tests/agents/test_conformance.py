@@ -156,6 +156,7 @@ def test_lm_ppo_learns_and_nothing_is_left_unasked():
     assert failures(check("lm-ppo", names, settings={"device": "cpu"})) == []
 
 
+@pytest.mark.slow
 def test_an_agent_without_a_batch_of_its_own_is_asked_to_learn():
     short = {"Bandit": LearningTask("textgym/Bandit-v0", episodes=512)}
     (finding,) = check("rloo", ["learns Bandit"], settings={"device": "cpu"}, learning_tasks=short)
@@ -177,6 +178,7 @@ def test_the_hooks_of_lm_ppo_see_the_loss_that_the_agent_computes():
     assert finding.status == FAILS
 
 
+@pytest.mark.slow
 def test_the_hooks_of_lm_ppo_see_the_targets_that_the_agent_makes(monkeypatch):
     honest = maths.make_targets
 
@@ -188,6 +190,7 @@ def test_the_hooks_of_lm_ppo_see_the_targets_that_the_agent_makes(monkeypatch):
     assert finding.status == FAILS
 
 
+@pytest.mark.slow
 def test_looking_into_an_agent_does_not_change_it():
     names = ["GAE", "gradient of the stop action"]
     made = []

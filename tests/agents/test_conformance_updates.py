@@ -160,6 +160,7 @@ def test_a_planted_bug_is_caught_without_learning(bug):
     assert not any("Error" in f.found for f in found.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", HOOKLESS_BUGS)
 def test_without_hooks_it_is_not_asked_and_the_hook_is_named(bug):
     names = sorted(HOOKLESS_BUGS[bug])

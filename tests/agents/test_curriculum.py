@@ -160,6 +160,7 @@ def test_a_resumed_run_draws_as_the_whole_one(tmp_path, kind):
     assert {"curriculum/prompts", "curriculum/seen"} <= folder.metrics()[-1].keys()
 
 
+@pytest.mark.slow
 def test_a_log_with_a_row_less_is_not_resumed(tmp_path):
     with pytest.raises(TrainingInterrupted):
         Training(plan(), pictures=False).run(tmp_path / "run", Watcher(interrupt_at=2))

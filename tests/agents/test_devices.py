@@ -57,6 +57,7 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             make_agent(name, stop_env(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"lora_rank": 2}, {"lora_rank": 2, "precision": "bfloat16"}])
 @pytest.mark.parametrize("name", ["base", "halves"])
 def test_a_start_that_will_be_sharded_is_pages_of_its_file(

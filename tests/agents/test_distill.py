@@ -98,6 +98,7 @@ def ancestor(tree, every, number, depth):
     return row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "mix"), [("reverse", 0.5), ("forward", 0.5), ("jsd", 0.1)])
 def test_the_agent_s_gradient_is_that_of_the_states_it_visits(kind, mix, tmp_path):
     given = {"mix": mix} if kind == "jsd" else {}
@@ -130,6 +131,7 @@ def test_a_policy_whose_tokens_are_cut_cannot_follow_forward():
         DistillConfig(teacher="x", **settings)
 
 
+@pytest.mark.slow
 def test_a_trained_agent_teaches_at_its_own_temperature(tmp_path):
     teacher = tiny_agent(temperature=0.7)
     teacher.save(tmp_path / "run" / "checkpoint")
@@ -151,6 +153,7 @@ def test_a_student_becomes_like_its_teacher(tmp_path):
     assert policy_values(tree, agent, agent.teacher).kl < 0.05 * before
 
 
+@pytest.mark.slow
 def test_it_goes_on_bit_for_bit_and_is_read_without_its_teacher(tmp_path):
     folder = taught(tmp_path / "teacher")
     env = TokenVectorEnv(tiny_task(), 16, autoreset_mode=AutoresetMode.DISABLED)
@@ -170,6 +173,7 @@ def test_it_goes_on_bit_for_bit_and_is_read_without_its_teacher(tmp_path):
         moved.check_learning(env)
 
 
+@pytest.mark.slow
 def test_who_cannot_teach_is_named(tmp_path):
     env = make_env("textgym/Stop-v0", 4)
     with pytest.raises(ValueError, match="teacher=None: allowed is folder of a model or run, or hub id"):

@@ -334,6 +334,7 @@ def test_signs_of_a_rollout_by_hand():
     assert signs.keys() == {"val/cut_rate", "val/repeated"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [10, 50, 100])
 def test_noise_is_no_gap_however_far_apart_evaluations_are(every):
     rng = np.random.default_rng(every)

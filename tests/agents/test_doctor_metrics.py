@@ -41,6 +41,7 @@ def noisy(seed, count, trend=0.0, intervals=False, names=("reward", "probe")):
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "options"),
     [

@@ -25,6 +25,7 @@ from transformers import TrainerControl, TrainerState
 from transformers.trainer_callback import CallbackHandler
 
 
+@pytest.mark.slow
 def test_tasks_without_a_stop_token_are_not_asked_about_stopping():
     agent = make_agent("rloo", env := make_env("textgym/Copy-v0", 8), batch=8, device="cpu")
     agent.learn(env, 16, doctor := Doctor())
@@ -122,6 +123,7 @@ def test_a_trainer_of_transformers_is_heard():
         doctor.oops  # noqa: B018
 
 
+@pytest.mark.slow
 def test_no_row_can_break_a_training():
     names = [
         *healthy(1),
@@ -151,6 +153,7 @@ class Noting(SilentWatcher):
         self.notes.append(text)
 
 
+@pytest.mark.slow
 def test_a_run_is_told_live_and_afterwards(tmp_path, capsys):
     settings = TrainSettings(
         "textgym/Stop-v0",

@@ -210,6 +210,7 @@ def test_annotators_without_doubt_prefer_what_pays_more(env):
     assert measures["data/scores"] == pytest.approx(scores.mean())
 
 
+@pytest.mark.slow
 @given(total=st.integers(1, 7), start=st.integers(0, 20), count=st.integers(1, 20), seed=st.integers(0, 3))
 def test_every_pass_has_every_row_once_wherever_it_is_cut(total, start, count, seed):
     whole = passes(total, 0, total * 6 + start + count, seed)
@@ -223,6 +224,7 @@ def file(tmp_path):
     return tmp_path / "pairs.jsonl"
 
 
+@pytest.mark.slow
 def test_a_file_is_learned_from(env, file):
     agent = make_agent("dpo", env, data=str(file), **CPU)
     rows = []
@@ -231,6 +233,7 @@ def test_a_file_is_learned_from(env, file):
     assert rows[-1]["data/passes"] == 18
 
 
+@pytest.mark.slow
 def test_other_data_are_noticed_and_loading_needs_none(env, file, tmp_path):
     agent = make_agent("dpo", env, data=str(file), **CPU)
     agent.learn(env, 16)

@@ -55,6 +55,7 @@ def finite_differences(policy, objective, step=1e-5):
     return np.array(result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gamma", "beta"), [(1.0, 0.4), (0.6, 0.4), (1.0, 0.0)])
 def test_gradient_of_j_by_finite_differences(gamma, beta):
     tree, policy, reference = prefix_tree(small_task(gamma=gamma)), Recurrent(), bigram()
@@ -65,6 +66,7 @@ def test_gradient_of_j_by_finite_differences(gamma, beta):
     np.testing.assert_allclose(got.gradient.numpy(), want, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_gradient_under_a_mask_by_finite_differences():
     tree, policy, reference = prefix_tree(small_task(mask=odd_grammar)), Recurrent(), bigram()
     got = policy_gradient(tree, policy, reference)
@@ -116,6 +118,7 @@ def table(enumeration, **options):
     return {row.estimator: row for row in estimator_table(enumeration, **options)}
 
 
+@pytest.mark.slow
 def test_which_estimators_are_unbiased(enumeration):
     rows = table(enumeration, lams=(0.0, 0.95, 1.0))
     unbiased = {name for name, row in rows.items() if row.relative_bias < 1e-10}
@@ -138,6 +141,7 @@ def test_which_estimators_are_unbiased(enumeration):
     assert all(row.bias_error == row.variance_error == 0 for row in rows.values())
 
 
+@pytest.mark.slow
 def test_variance_falls_as_theory_says(enumeration):
     rows = table(enumeration, lams=(0.0, 0.95, 1.0))
     variance = {name: row.variance for name, row in rows.items()}
@@ -203,6 +207,7 @@ def test_advantages_by_hand():
     np.testing.assert_allclose(to_go(np.array([[1.0, 2.0, 4.0]])), [[7.0, 6.0, 4.0]])
 
 
+@pytest.mark.slow
 def test_gradient_of_the_kl_by_finite_differences(enumeration):
     policy, tree, reference = Recurrent(), enumeration.values.tree, bigram()
     want = finite_differences(policy, lambda: policy_values(tree, EnumeratedPolicy(policy), reference).kl)

@@ -78,6 +78,7 @@ def test_a_folder_of_a_diagnostic_task_reads_its_words(tmp_path, name):
     assert plain.decode(ids) == text
 
 
+@pytest.mark.slow
 def test_the_exported_model_of_a_task_s_words_ends_where_the_task_does(tmp_path, capsys):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -95,6 +96,7 @@ def test_the_exported_model_of_a_task_s_words_ends_where_the_task_does(tmp_path,
     assert {1, 2} <= set(ids[:, 1:].flatten().tolist())
 
 
+@pytest.mark.slow
 def test_the_card_s_numbers_are_those_of_eval(exported, capsys):
     text = (exported / "out/README.md").read_text()
     (command,) = re.findall(r"The same numbers: `(.*)`", text)
@@ -173,6 +175,7 @@ def hub(monkeypatch):
     server.server_close()
 
 
+@pytest.mark.slow
 def test_the_hub_gets_the_folder_in_a_private_repository(exported, hub, capsys, tmp_path):
     words = ("export", str(exported / "run"), "--out", str(tmp_path / "out"), "--push", "me/it")
     code, out, err = run(capsys, *words)

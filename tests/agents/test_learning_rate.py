@@ -17,6 +17,7 @@ from textgym_agents.lm.rates import settle, settled
 from textgym import TokenVectorEnv, make_task
 
 
+@pytest.mark.slow
 def test_a_tiny_start_has_its_own_learning_rate_which_a_checkpoint_keeps(tmp_path):
     task = make_task("Bandit")
     env = TokenVectorEnv(task, 16, autoreset_mode=AutoresetMode.DISABLED)
@@ -90,6 +91,7 @@ def test_a_warm_up_leaves_the_rate_that_is_settled_where_it_was():
     assert 0.5 < rates[1] / rates[0] < 2  # 24 if the share of the first update is left out
 
 
+@pytest.mark.slow
 def test_a_warm_up_shorter_than_an_iteration_does_not_pass_the_peak(task):
     env = TokenVectorEnv(task, 8, autoreset_mode=AutoresetMode.DISABLED)
     env.reset(seed=0)
@@ -111,6 +113,7 @@ def test_the_value_head_has_a_rate_of_its_own_and_what_is_trained_is_whole(env, 
     assert max(moved[:-2]) == pytest.approx(1e-3, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_is_given_stays(tmp_path):
     task = make_task("Helpful")
     agent = RLOO(task, RLOOConfig(batch=16, learning_rate=1e-4, schedule="constant", device="cpu"))

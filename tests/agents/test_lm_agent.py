@@ -30,6 +30,7 @@ def test_environments_that_reset_by_themselves_are_refused(task):
         check_env(TokenVectorEnv(task, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kl", ["exact", "k1"])
 def test_a_batch_is_scored_in_one_call_and_teaches_the_same(kl):
     calls = []
@@ -68,6 +69,7 @@ def test_bad_settings_are_named(setting, value):
         LMPPOConfig(**{setting: value})
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_safetensors_and_json_and_is_replaced_whole(agent, env, tmp_path):
     agent.save(tmp_path / "agent")
     agent.learn(env, 16)
@@ -82,6 +84,7 @@ def test_a_checkpoint_holds_safetensors_and_json_and_is_replaced_whole(agent, en
     np.testing.assert_array_equal(loaded.values(observation), agent.values(observation))
 
 
+@pytest.mark.slow
 def test_an_exported_policy_carries_its_tokenizer(tmp_path):
     tokenizer = chat_tokenizer("byte-level", "chatml")
     options = {"prompts": ["Hello"], "tokenizer": tokenizer, "max_new_tokens": 4}
@@ -120,6 +123,7 @@ def test_every_kind_of_tokenizer_is_written_as_hugging_face_reads_it(tmp_path, k
     assert again.pad_token_id == (vocabulary.pad_id if kind != "bare" else None)
 
 
+@pytest.mark.slow
 def test_frozen_parameters_stay_frozen_when_training_goes_on(task, env, tmp_path):
     model = tiny_llama(4)
     model.model.layers[0].requires_grad_(False)
@@ -137,6 +141,7 @@ def test_frozen_parameters_stay_frozen_when_training_goes_on(task, env, tmp_path
     assert torch.equal(start, resumed.policy.model.model.layers[0].mlp.up_proj.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
 def test_gradient_checkpointing_keeps_less_and_has_the_same_gradient(task, make, tmp_path, env):
     kept, gradients = [], []
@@ -171,6 +176,7 @@ def test_gradient_checkpointing_keeps_less_and_has_the_same_gradient(task, make,
     assert LMPPO.load(tmp_path / "agent", env).config.gradient_checkpointing
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_learns_what_is_learnt_without_it(task, env):
     agents = []
     for asked in (False, True):
@@ -201,6 +207,7 @@ def test_loading_what_is_no_agent_says_so(env, tmp_path):
         LMPPO.load(tmp_path, env)
 
 
+@pytest.mark.slow
 def test_a_crash_between_two_renames_loses_no_checkpoint(agent, env, tmp_path):
     agent.save(tmp_path / "agent")
     (tmp_path / "agent").rename(tmp_path / ".agent-old")
@@ -255,6 +262,7 @@ def test_bfloat16_autocast_learns_with_float32_parameters(env, task):
     assert metrics["policy/grad_norm"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bart", "mamba", "qwen3_next", "roberta"])
 @pytest.mark.filterwarnings("ignore:.*reads a whole row again")
 def test_an_agent_of_any_architecture_starts_at_its_reference(env, task, kind):

@@ -243,12 +243,14 @@ def test_a_table_starts_as_the_reference_and_is_refused_where_states_cannot_be_l
 LOGS = [name for name in check_names() if name.startswith("log: ")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*AGENTS, "behaviour-cloning"])
 def test_the_kit_finds_nothing_wrong_with_what_learns_from_a_log(name):
     found = check(name, LOGS, settings=CPU, envs=16, iterations=2)
     assert {f.check: f.status for f in found} == dict.fromkeys(LOGS, HOLDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", LOG_MUTANTS)
 def test_the_kit_finds_what_is_wrong_with_it(bug):
     mutant, name = LOG_MUTANTS[bug]

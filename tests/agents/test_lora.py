@@ -19,6 +19,7 @@ from textgym_agents.rlhf.settings import RewardModelSettings, SFTSettings
 peft = pytest.importorskip("peft")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
 def test_the_adapter_alone_is_trained_and_the_reference_is_the_model_under_it(task, env, make):
     agent = LMPPO(task, lora_config(), model=make(4))
@@ -49,6 +50,7 @@ def test_policy_and_reference_are_one_module_and_say_the_same_at_the_start(task)
         assert torch.equal(agent.policy.states(IDS, *where)[0], agent.reference.states(IDS, *where)[0])
 
 
+@pytest.mark.slow
 def test_a_copy_of_an_agent_is_whole(task, env):
     agent = LMPPO(task, lora_config(), model=tiny_llama(4))
     other = copy.deepcopy(agent)
@@ -61,6 +63,7 @@ def test_a_copy_of_an_agent_is_whole(task, env):
     torch.testing.assert_close(logits, plain_logits(tiny_llama(4))[0, :5], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["alphazero", "dpo", "grpo", "rejection", "soft-q", "vine-ppo"])
 def test_other_agents_train_the_adapter_too(task, env, name):
     settings = {"batch": 16, "device": "cpu", "lora_rank": 2} | ({"simulations": 4} if name == "alphazero" else {})
@@ -74,6 +77,7 @@ def test_other_agents_train_the_adapter_too(task, env, name):
     assert not any(p.requires_grad for name, p in agent.policy.named_parameters() if "base_layer" in name)
 
 
+@pytest.mark.slow
 def test_the_caches_of_policy_and_reference_are_their_own(task, env):
     agent = LMPPO(task, lora_config(), model=tiny_llama(4))
     agent.learn(env, 32)
@@ -90,6 +94,7 @@ def test_the_caches_of_policy_and_reference_are_their_own(task, env):
             break
 
 
+@pytest.mark.slow
 def test_an_adapter_of_the_start_is_merged_and_belongs_to_the_reference(task, env, tmp_path):
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
     given = peft.get_peft_model(tiny_llama(4), config).eval()

@@ -81,6 +81,7 @@ def test_a_digest_sees_any_change_of_what_is_frozen():
     assert fingerprint(trained, whole=True) != fingerprint(tiny_llama(5), whole=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [None, 2])
 def test_an_exported_model_says_what_the_policy_says(capsys, tmp_path, rank):
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -194,6 +194,7 @@ def test_a_batch_of_two_is_baseline_enough():
         agent.learn(an_env(1), 1)
 
 
+@pytest.mark.slow
 def test_a_first_batch_settles_the_learning_rate_of_a_language_model_alone():
     plain = LMPPO(tiny_task(), LMPPOConfig(device="cpu"), model=tiny_llama(4))
     given = LMPPO(tiny_task(), LMPPOConfig(device="cpu", learning_rate=0.5), model=tiny_llama(4))

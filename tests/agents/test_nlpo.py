@@ -71,6 +71,7 @@ def test_the_first_ratio_is_one_whatever_the_age_of_the_mask():
         assert row["val/first_clipfrac"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kl", ["exact", "k1"])
 def test_the_expected_gradient_is_that_of_j_with_the_mask_fixed(kl):
     agent = moved(0, kl=kl, **MASK)
@@ -89,6 +90,7 @@ def test_the_expected_gradient_is_that_of_j_with_the_mask_fixed(kl):
     torch.testing.assert_close(exact.gradient[: len(want)], want, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_mask_policy_is_copied_every_so_many_iterations_and_not_trained():
     agent, policies, masks = tiny_agent(shift=0.0, mask_top_p=0.9, mask_every=2), [], []
 
@@ -193,6 +195,7 @@ def test_every_policy_gradient_can_have_a_mask_policy(name):
     assert seen[0]["val/first_ratio"] == pytest.approx(1.0, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft")
 def test_of_an_adapter_the_mask_policy_has_the_adapter_alone_to_itself():
     task = tiny_task()

@@ -155,6 +155,7 @@ def resumed(kind, config, task, path, iterations=4):
     return whole, half, rows
 
 
+@pytest.mark.slow
 def test_an_entropy_target_is_logged_and_resumed(task, tmp_path):
     config = LMPPOConfig(batch=16, minibatches=1, device="cpu", entropy_target=99.0, entropy_step=0.25)
     whole, half, rows = resumed(LMPPO, config, task, tmp_path / "saved")
@@ -197,6 +198,7 @@ def updated(agent, rollout):
     return flat_gradient(agent), targets, scored
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kl", ["k1", "k3"])
 @pytest.mark.parametrize("settings", [{"aggregation": "token"}, {"aggregation": "sequence", "divide_by_std": True}])
 def test_dropped_groups_are_left_out_of_the_loss_and_its_total(settings, kl):
@@ -247,6 +249,7 @@ def test_resampling_stops_at_its_bound_and_learns_nothing_from_a_constant():
     assert all(torch.equal(*pair) for pair in zip(start, agent.policy.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_resampling_resumes_bit_for_bit(tmp_path):
     task, _ = group_env()
     config = GRPOConfig(**SIXTEEN, device="cpu", equal_groups="resample", most_rounds=4, top_p=0.95)
@@ -290,6 +293,7 @@ def test_every_round_has_prompts_and_samples_of_its_own():
 # Overlong completions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [LMPPO, GRPO])
 def test_overlong_completions_are_left_out_of_the_loss_and_its_total(kind):
     settings = {"epochs": 1, "kl": "k1", **({"group": 2, "aggregation": "token"} if kind is GRPO else {})}

@@ -27,6 +27,7 @@ def value(text: str) -> object:
         return text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("paper", "agent", "settings"), ROWS, ids=[paper for paper, *_ in ROWS])
 def test_a_paper_s_settings_run(paper: str, agent: str, settings: str, tmp_path: Path) -> None:
     given = {name: value(text) for name, text in re.findall(r"`(\w+)=([^`]+)`", settings)}

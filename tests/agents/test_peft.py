@@ -24,6 +24,7 @@ def adapted(make):
         return peft.get_peft_model(make(4), config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
 def test_an_adapter_resumes_trainable_and_goes_on_bit_for_bit(task, env, tmp_path, make, checkpointing):
@@ -50,6 +51,7 @@ def test_an_adapter_resumes_trainable_and_goes_on_bit_for_bit(task, env, tmp_pat
     np.testing.assert_array_equal(resumed.log_probs(observation), whole.log_probs(observation))
 
 
+@pytest.mark.slow
 def test_the_saved_adapter_and_base_are_those_that_peft_reads(task, env, tmp_path):
     agent = LMPPO(task, LMPPOConfig(batch=16, device="cpu", minibatches=1), model=adapted(tiny_llama))
     agent.learn(env, 16)
@@ -87,6 +89,7 @@ def test_the_example_of_the_page_of_algorithms_runs(tmp_path, monkeypatch):
     assert {"model", "base", "reference"} <= {path.name for path in (tmp_path / "runs" / "adapter").iterdir()}
 
 
+@pytest.mark.slow
 def test_an_adapter_folder_is_a_model_to_start_from(task, env, tmp_path):
     tiny_llama(4).save_pretrained(tmp_path / "base")
     base = type(tiny_llama(4)).from_pretrained(tmp_path / "base")

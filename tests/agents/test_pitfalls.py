@@ -232,6 +232,7 @@ def test_26_adams_epsilon_is_the_configured_one(task):
     assert agent.optimizer.param_groups[0]["eps"] == 3e-6
 
 
+@pytest.mark.slow
 def test_27_the_same_seed_repeats_a_run_without_global_random_numbers(env, task):
     runs = []
     for noise in (0, 1):
@@ -247,6 +248,7 @@ def test_27_the_same_seed_repeats_a_run_without_global_random_numbers(env, task)
         assert torch.equal(value, runs[1][name]), name
 
 
+@pytest.mark.slow
 def test_27_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(env, task, tmp_path):
     def fresh():
         config = LMPPOConfig(batch=16, minibatches=2, device="cpu", kl_target=0.5, schedule="cosine")

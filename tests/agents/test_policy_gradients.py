@@ -83,6 +83,7 @@ def test_gae_with_a_wrong_value_is_biased():
     assert (got + want).norm() > 0.1 * want.norm()
 
 
+@pytest.mark.slow
 @discounts
 @pytest.mark.parametrize("kl", UNBIASED_KL)
 def test_rloo_over_all_groups_of_two(kl, gamma):
@@ -90,6 +91,7 @@ def test_rloo_over_all_groups_of_two(kl, gamma):
     assert_gradient_of_j(agent, expected_gradient(agent, *pairs_rollout(agent)))
 
 
+@pytest.mark.slow
 @discounts
 @pytest.mark.parametrize("kl", UNBIASED_KL)
 def test_grpo_without_std_division_is_half_of_it_in_groups_of_two(kl, gamma):
@@ -157,6 +159,7 @@ def test_the_bias_of_std_division_and_token_means_is_that_of_the_exact_tables(se
     assert (cosine > 0.9999) == (row == "GRPO without std, groups of 2")  # elsewhere the direction is biased too
 
 
+@pytest.mark.slow
 def test_k3_as_in_the_paper_follows_the_opposite_kl():
     settings = {"divide_by_std": False, "aggregation": "constant", "group": 2}
     agent = small_agent(GRPO, kl="k3", **settings)
@@ -173,6 +176,7 @@ def test_k3_as_in_the_paper_follows_the_opposite_kl():
     assert (got - 0.5 * objective_gradient(agent)).norm() > 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Reinforce, RLOO, GRPO])
 def test_whitening_divides_advantages_and_the_kl_alike_and_subtracts_nothing(kind):
     plain, white = small_agent(kind), small_agent(kind, whiten=True)

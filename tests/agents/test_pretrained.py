@@ -39,6 +39,7 @@ def louder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_it_is_the_model_against_the_task_s_reference(env: Any, louder: Path) -> None:
     agent, task = make_agent(f"hf:{louder}", env), env.unwrapped.task
     observation, _ = env.reset(seed=0)
@@ -74,6 +75,7 @@ def test_saved_and_loaded_by_its_name_alone(env: Any, louder: Path, tmp_path: Pa
     assert not again.learns
 
 
+@pytest.mark.slow
 def test_an_adapter_is_read_over_its_base(env: Any, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)

@@ -101,6 +101,7 @@ def nucleus(log_probs, p=0.9):
     return kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_a_rollout_takes_what_is_kept_and_its_first_ratio_is_one(seed):
     agent = moved(seed, value_coefficient=0.5, micro_batch=5)
@@ -200,6 +201,7 @@ def expected_gradient(agent, kept):
     return flat(agent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kl", ["exact", "k1", "k2"])
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.sweep) for seed in range(1, 5))])
 def test_the_expected_gradient_is_that_of_j_with_the_kept_tokens_fixed(seed, kl):

@@ -37,6 +37,7 @@ def make_env(count, **options):
     )
 
 
+@pytest.mark.slow
 def test_it_writes_its_known_story_through_the_environment():
     env = make_env(1, max_new_tokens=40)
     observation, _ = env.reset(options={"prompt_index": 0})

@@ -133,6 +133,7 @@ def test_single_estimators_are_the_gradients_of_their_papers_losses(samples):
         np.testing.assert_allclose(found, wanted, atol=1e-8, err_msg=name)
 
 
+@pytest.mark.slow
 def test_groups_by_listing_every_one_of_them(samples):
     log_pi, own = taken(samples)
     returns, lengths = samples.returns, torch.tensor(samples.lengths)
@@ -251,6 +252,7 @@ def test_values_of_completions_by_listing_what_they_may_be(samples, monkeypatch,
     assert found.samples == pytest.approx(played)
 
 
+@pytest.mark.slow
 def test_groups_that_are_drawn_agree_with_those_that_are_summed(samples, monkeypatch):
     rows = [row.moments for row in referee(samples, GROUP) if "groups of" in row.moments.estimator]
     monkeypatch.setattr("textgym_agents.exact.estimators._MOST_COUNTS", 0)
@@ -262,6 +264,7 @@ def test_groups_that_are_drawn_agree_with_those_that_are_summed(samples, monkeyp
         assert abs(other.variance - exact.variance) < 5 * other.variance_error + other.bias_error * exact.bias * 20
 
 
+@pytest.mark.slow
 def test_what_is_known_of_samples_of_the_policy_itself():
     policy, _ = shifted()
     own = samples_of(prefix_tree(small_task()), policy, policy, bigram())
@@ -288,6 +291,7 @@ def test_what_is_known_of_samples_of_the_policy_itself():
     assert found["k1 in the loss"].bias == pytest.approx(np.linalg.norm(_kl(own)), rel=1e-6)  # its mean is 0
 
 
+@pytest.mark.slow
 def test_what_is_known_of_samples_of_an_older_policy(samples):
     found = {row.moments.estimator: row.moments for row in referee(samples, GROUP)}
     for name in ("sequence ratio, whole return", "sequence ratio, advantages", "each reward by the ratio so far"):

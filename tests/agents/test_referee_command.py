@@ -86,6 +86,7 @@ def test_the_command_judges_the_policy_of_a_saved_agent(tmp_path, capsys):
     assert found[0]["token ratio"]["variance"] != pytest.approx(found[1]["token ratio"]["variance"], rel=0.1)
 
 
+@pytest.mark.slow
 def test_updates_of_a_saved_agent_are_of_the_command_s_own_batches(tmp_path, capsys):
     env = make_env("textgym/Bandit-v0", 32, difficulty=1)
     make_agent(RLOO, env, make_config(RLOO, {"batch": 32})).save(tmp_path / "agent")

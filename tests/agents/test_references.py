@@ -72,6 +72,7 @@ def test_a_reference_on_another_device_says_the_same(task, env, device, other, k
     np.testing.assert_allclose(found[0], found[1], rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_named_reference_on_another_device_is_not_the_task_s(tmp_path):
     env = helpful_env()
     settings = {"lora_rank": None, "batch": 8, "reference_device": "cpu:0", "reference_precision": "bfloat16"}
@@ -85,6 +86,7 @@ def test_a_named_reference_on_another_device_is_not_the_task_s(tmp_path):
         assert mine.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_the_task_and_the_agent_have_one_reference(tmp_path):
     env = helpful_env()
     task = env.unwrapped.task
@@ -203,6 +205,7 @@ def same(one, other):
     return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_names_the_task_s_reference_and_goes_on_bit_for_bit(tmp_path):
     env = helpful_env()
     agent = make_agent("lm-ppo", env, lora_config(batch=8, lora_rank=None))
@@ -227,6 +230,7 @@ def test_a_checkpoint_names_the_task_s_reference_and_goes_on_bit_for_bit(tmp_pat
     assert same(resumed.policy, agent.policy)
 
 
+@pytest.mark.slow
 def test_a_start_by_a_relative_path_is_found_from_another_folder(task, env, tmp_path, monkeypatch):
     write_base(tmp_path / "base")
     monkeypatch.chdir(tmp_path)
@@ -240,6 +244,7 @@ def test_a_start_by_a_relative_path_is_found_from_another_folder(task, env, tmp_
     assert LMPPO.load("second", env).own_reference() is not None
 
 
+@pytest.mark.slow
 def test_a_start_that_is_gone_or_changed_is_refused_in_one_line(task, env, tmp_path):
     base, folder = write_base(tmp_path / "base"), tmp_path / "agent"
     agent = named_agent(task, env, base, folder)
@@ -266,6 +271,7 @@ def test_a_start_that_is_gone_or_changed_is_refused_in_one_line(task, env, tmp_p
     assert same(LMPPO.load(folder, env).policy, agent.policy)
 
 
+@pytest.mark.slow
 def test_a_start_that_was_moved_is_taken_from_the_task(tmp_path):
     options = {"prompts": ["a b"], "tokenizer": ["a", "b", "c", "d"], "max_new_tokens": 3, "reward": "length"}
 
@@ -293,6 +299,7 @@ def test_a_start_without_a_name_is_saved(task, env, tmp_path):
     assert same(LMPPO.load(tmp_path / "agent", env).reference.model, agent.reference.model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False])
 def test_an_older_checkpoint_has_its_reference_with_it(task, env, tmp_path, shared):
     agent = named_agent(task, env, write_base(tmp_path / "base"), tmp_path / "agent")
@@ -311,6 +318,7 @@ def test_an_older_checkpoint_has_its_reference_with_it(task, env, tmp_path, shar
         shutil.rmtree(tmp_path / "base", ignore_errors=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_digest_is_that_of_numpy(dtype):
     model = torch.nn.Module()

@@ -41,6 +41,7 @@ def test_a_completion_depends_on_its_own_seed_and_its_log_probs_are_the_models()
         np.testing.assert_allclose(found.log_probs, want.detach().numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_it_draws_has_the_probabilities_of_the_model():
     policy = adapted_agent().policy
     found = DecoderSampler(policy, Processors(top_k=3)).sample([[0, 1]] * 3000, [1] * 3000, [], 1.0, None, range(3000))

@@ -135,6 +135,7 @@ def test_only_its_own_episodes_carry_rewards_and_the_reference(env):
     np.testing.assert_allclose(kept.reference[:, 0], want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_its_replay_back(env, task, tmp_path):
     def fresh():
         return small_agent(SoftQ, replay=40, replay_batch=8)

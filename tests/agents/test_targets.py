@@ -184,6 +184,7 @@ def grouped(kind, kl="k3", rows=ROWS, **settings):
     return agent._targets(rollout, np.zeros(len(rollout.rows))), returns, rollout
 
 
+@pytest.mark.slow
 def test_the_weight_of_the_kl_follows_grpo_s_advantages():
     beta = tiny_task().beta * 3 / 4  # a mean that holds the completion itself shrinks the gradient
     found, returns, rollout = grouped(GRPO)
@@ -199,6 +200,7 @@ def test_the_weight_of_the_kl_follows_grpo_s_advantages():
     assert found.weights is None
 
 
+@pytest.mark.slow
 def test_equal_groups_do_not_count_where_they_are_dropped():
     same = np.concatenate([np.full(4, 3), ROWS[4:]])
     beta = tiny_task().beta * 3 / 4

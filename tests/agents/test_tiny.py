@@ -64,6 +64,7 @@ def test_it_is_exactly_uniform_where_the_reference_is(name):
     np.testing.assert_allclose(np.exp(agent.log_probs(observation)), expected, rtol=1e-6, atol=1e-30)
 
 
+@pytest.mark.slow
 def test_a_table_of_pairs_is_met_to_float32():
     assert divergences(make_task("TwoModes"), tiny_model(make_task("TwoModes"))).max() < 1e-9
     for probabilities in (table(4, 4, sharpness=4.0), table(4)):
@@ -154,6 +155,7 @@ def test_ppo_learns_a_diagnostic_without_being_told_anything():
     assert solve(task).optimality(policy_values(task, agent).objective) > 0.9
 
 
+@pytest.mark.slow
 def test_it_is_saved_and_read_like_any_other_model(tmp_path):
     env = make_env("textgym/TwoModes-v0", 32)
     agent = make_agent("lm-ppo", env, batch=32, device="cpu")

@@ -74,6 +74,7 @@ def test_wandb_offline_holds_settings_numbers_and_a_table(tmp_path, monkeypatch)
     assert not any(b"0123456789" * 4 in each.read_bytes() for each in held)
 
 
+@pytest.mark.slow
 def test_trackio_holds_settings_numbers_and_a_table(tmp_path, monkeypatch):
     trackio = pytest.importorskip("trackio")
     from trackio import sqlite_storage, utils

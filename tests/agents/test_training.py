@@ -79,6 +79,7 @@ def finished(tmp_path_factory):
     return Training(settings()).run(out, watcher), watcher, RunFolder(out)
 
 
+@pytest.mark.slow
 def test_one_row_per_iteration_and_one_before(finished):
     _, watcher, folder = finished
     rows = folder.metrics()
@@ -146,6 +147,7 @@ def test_going_on_after_ctrl_c_gives_the_same_logs(finished, tmp_path, at):
     assert result.before == finished[0].before
 
 
+@pytest.mark.slow
 def test_going_on_after_a_crash_starts_from_the_last_checkpoint(finished, tmp_path):
     # The second press stops at once, in iteration 3; the last checkpoint is that of iteration 2.
     with pytest.raises(TrainingInterrupted):
@@ -157,6 +159,7 @@ def test_going_on_after_a_crash_starts_from_the_last_checkpoint(finished, tmp_pa
     assert without_time(folder.metrics()) == without_time(finished[2].metrics())
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_paid_what_it_was_paid_before(tmp_path):
     reward = {"name": "concurrent", "score": "agents.counting_agent:luck", "cache": str(tmp_path / "scores")}
     plan = settings(env=TASK | {"reward": reward})
@@ -175,6 +178,7 @@ def test_a_run_that_goes_on_is_paid_what_it_was_paid_before(tmp_path):
     assert len({row["eval/reward"] for row in after if "eval/reward" in row}) > 1
 
 
+@pytest.mark.slow
 def test_an_agent_that_stops_by_itself_is_evaluated_and_finished(tmp_path):
     plan = settings(config={"batch": 4, "stop_after": 3})
     result = Training(plan).run(tmp_path / "run", Watcher())
@@ -187,6 +191,7 @@ def test_an_agent_that_stops_by_itself_is_evaluated_and_finished(tmp_path):
     assert len(after) > 0
 
 
+@pytest.mark.slow
 def test_an_agent_that_reports_nothing_has_used_its_budget(tmp_path):
     result = Training(settings(config={"batch": 4, "silent": True})).run(tmp_path / "run", Watcher())
     rows = RunFolder(tmp_path / "run").metrics()
@@ -300,6 +305,7 @@ def test_an_evaluation_as_a_flat_row(finished):
     assert "eval/gold" not in row  # this task has none
 
 
+@pytest.mark.slow
 def test_the_picture(tmp_path):
     image = pytest.importorskip("PIL.Image")
     rows = [{"iteration": i, "episode": 10 * i, "objective/scores": 0.1 * i, "eval/objective": 0.2} for i in range(4)]
@@ -334,6 +340,7 @@ def test_the_split_tune_is_evaluated_where_the_task_has_it(tmp_path: Any) -> Non
         settings(split="train")
 
 
+@pytest.mark.slow
 def test_an_agent_without_a_batch_of_its_own_plays_what_the_budget_gives(tmp_path):
     watcher = Watcher()
     Training(settings(agent="rloo", config={"device": "cpu"}, episodes=128, eval_every=0)).run(tmp_path / "a", watcher)

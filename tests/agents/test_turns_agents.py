@@ -189,6 +189,7 @@ def vine_ppo(**settings):
     return agent, env, states[:40]
 
 
+@pytest.mark.slow
 def test_vine_ppo_s_exact_values_by_hand():
     agent, env, states = vine_ppo(values="exact")
     q, cost = reference_values(env.unwrapped.task), env.unwrapped.task.reward.cost  # the policy is as uniform

@@ -69,6 +69,7 @@ def by_hand(model, reference, states, task, score, *, group=0, lam=0.95, entropy
     return total / count, rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lm-ppo", "rloo"])
 def test_the_loss_counts_the_policys_tokens_alone(name, monkeypatch):
     env = make_env(8)

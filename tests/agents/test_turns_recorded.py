@@ -16,6 +16,7 @@ from textgym.state import ENVIRONMENT, POLICY
 pytest.importorskip("minari")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["TwentyQuestions", "ragged"])
 def test_what_was_played_is_read_back(which, tmp_path):
     env = make_env("textgym/TwentyQuestions-v0", 4) if which != "ragged" else None

@@ -32,6 +32,7 @@ def shown(task, hidden, *tokens, prompt_index=0):
     return {name: array[None] for name, array in observation.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["TwentyQuestions", "Clarify"])
 def test_many_simulations_find_the_optimum_with_chance(name):
     task = make_task(name, difficulty=2)
@@ -42,6 +43,7 @@ def test_many_simulations_find_the_optimum_with_chance(name):
     np.testing.assert_allclose(np.exp(agent.log_probs(seen)), np.exp(solution.log_probs(seen)), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_without_a_price_of_kl_it_is_the_optimum_of_the_return():
     task = make_task("TwentyQuestions", difficulty=2)
     agent = MCTS(task, MCTSConfig(simulations=2000, backup="max"))
@@ -72,6 +74,7 @@ def test_after_an_answer_it_knows_what_the_answer_says():
         assert agent.values(shown(task, hidden, 1 + hidden))[0] == 0.0  # the episode is over
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("most", "tokens"), [(1, 2), (2, 1)])
 def test_turns_of_several_tokens_and_replies_of_several(most, tokens):
     task = ragged(Echo(mark=2, weights=(0.5, 0.25, 0.25)), most=most, tokens=tokens)
@@ -111,6 +114,7 @@ def test_a_turn_may_have_more_replies_than_a_state_has_candidates(tmp_path):
     assert agent.planner.forest.columns == 16
 
 
+@pytest.mark.slow
 def test_best_of_n_chooses_by_the_mean_and_not_by_luck():
     # One episode in ten pays 1 for the other colour, as much as any for red; the mean of clones tells them apart.
     task = make_task("Clarify", difficulty=2)
@@ -130,6 +134,7 @@ def test_best_of_n_asks_and_then_names_what_it_was_told():
         assert agent.act(shown(task, hidden, 0))[0] == 1 + hidden
 
 
+@pytest.mark.slow
 def test_vine_values_are_those_of_the_policy_given_the_tokens_seen():
     env = make_env("textgym/TwentyQuestions-v0", num_envs=32, difficulty=1)
     agent = make_agent("vine-ppo", env, VinePPOConfig(batch=32, rollouts=400, stride=1))
@@ -152,6 +157,7 @@ def test_vine_values_are_those_of_the_policy_given_the_tokens_seen():
     assert np.isfinite(metrics[0]["vine/rollouts"])
 
 
+@pytest.mark.slow
 def test_both_play_whole_batches_and_best_of_n_beats_the_reference():
     env = make_env("textgym/Clarify-v0", 8)
     task = env.unwrapped.task

@@ -172,6 +172,7 @@ def make_env_of(task, rows=6):
     return TokenVectorEnv(task, rows, segments=True, autoreset_mode=AutoresetMode.DISABLED)
 
 
+@pytest.mark.slow
 def test_it_is_saved_with_its_guide(tmp_path):
     agent = tiny_agent(tiny_task())
     env = make_env_of(agent.task)

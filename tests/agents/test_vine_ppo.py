@@ -109,6 +109,7 @@ def test_so_is_that_of_the_agent(stride, gamma, kl):
     torch.testing.assert_close(-got, want, atol=3e-4, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_kl_in_the_loss_alone_is_charged_to_no_return():
     def advantages(**settings):
         agent = small_agent(VinePPO, values="exact", stride=1, **settings)
@@ -192,6 +193,7 @@ def test_a_row_that_an_outer_limit_stops_goes_on_from_v(stride, monkeypatch):
     np.testing.assert_allclose(targets.advantages.numpy(), want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_values_cost_is_counted():
     agent = small_agent(VinePPO, rollouts=2, stride=1)
     env = TokenVectorEnv(agent.task, 16, autoreset_mode=AutoresetMode.DISABLED)

@@ -126,6 +126,7 @@ def test_bad_flags_are_one_line(capsys, flags, message):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_list_of_suites(capsys):
     assert main(["bench", "--list"]) == 0
     printed = capsys.readouterr().out

@@ -131,6 +131,7 @@ def test_a_reward_that_always_fails_says_nothing_and_others_go_on():
     assert set(found.disagreements[0].scores) == {"rules", "model"}
 
 
+@pytest.mark.slow
 def test_the_report_has_a_part_by_reward_where_there_are_several(tmp_path):
     samples = [("say <b>x</b>", f"text {i}", {"rules": float(i), "model": float(-i)}) for i in range(4)]
     suite = write_suite_folder(tmp_path / "suite", values(samples=samples))

@@ -130,6 +130,7 @@ def test_every_agent_goes_on_bit_for_bit(name, tmp_path):
     assert whole["measures"] == broken["measures"]
 
 
+@pytest.mark.slow
 def test_a_run_is_gone_on_with_from_its_checkpoint(tmp_path):
     cell = CELLS["q-learning"]
     with pytest.raises(Killed):
@@ -156,6 +157,7 @@ def test_a_run_of_other_settings_or_of_an_unknown_agent_starts_over(tmp_path):
     assert not agent_class("benchmarks.quiet_agent:QuietAgent").resumes
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_before_its_result_was_handed_over_is_not_learned_again(tmp_path):
     cell = CELLS["q-learning"]
     first = run_cell(cell, SMALL, tmp_path / "cell", tmp_path / "optima", save=True)
@@ -168,6 +170,7 @@ def test_a_run_that_ended_before_its_result_was_handed_over_is_not_learned_again
     assert not (tmp_path / "cell" / "run" / "checkpoint").exists()
 
 
+@pytest.mark.slow
 def test_measures_against_the_exact_solver(tmp_path):
     cell = Cell("textgym/Copy-v0", "q-learning", 64, 3, config={"batch": 16})
     measures = run_cell(cell, SMALL, tmp_path / "cell", tmp_path / "optima")["measures"]
@@ -217,6 +220,7 @@ def test_what_an_agent_cannot_say_is_null(tmp_path):
     assert measures["tokens"] == 256
 
 
+@pytest.mark.slow
 def test_an_agent_that_learns_nothing_has_a_level_curve(tmp_path):
     measures = run_cell(CELLS["best-of-n"], SMALL, tmp_path / "cell", tmp_path / "optima")["measures"]
     assert measures["before"] == measures["after"]
@@ -238,6 +242,7 @@ def test_what_a_search_has_scored_counts(tmp_path):
     assert measures["after"]["answer_tokens"] * AT_THE_END % length == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("agent", "config", "tokens"), [("best-of-n", {"n": 5}, 15), ("random", {}, 0)])
 def test_what_is_scored_for_an_answer_is_shown_apart(agent, config, tokens, tmp_path):
     # Completions of Copy have three tokens: best of five has fifteen of them scored, and then its answer, as any agent.
@@ -246,6 +251,7 @@ def test_what_is_scored_for_an_answer_is_shown_apart(agent, config, tokens, tmp_
     assert (measures["tokens"], measures["after"]["answer_tokens"]) == (0, tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["q-learning", "lm-ppo"])
 def test_a_learner_pays_for_what_it_wrote_and_answers_for_nothing(name, tmp_path):
     measures = run_cell(CELLS[name], SMALL, tmp_path / "cell", tmp_path / "optima")["measures"]
@@ -254,6 +260,7 @@ def test_a_learner_pays_for_what_it_wrote_and_answers_for_nothing(name, tmp_path
     assert measures["after"]["answer_tokens"] == 0
 
 
+@pytest.mark.slow
 def test_on_the_split_tune_prompts_and_seeds_are_others(tmp_path):
     cell = Cell("textgym/Distractor-v0", "q-learning", 64, 3, config={"batch": 16})
     tune = replace(SMALL, split="tune")
@@ -269,6 +276,7 @@ def test_on_the_split_tune_prompts_and_seeds_are_others(tmp_path):
         Evaluation(split="test")
 
 
+@pytest.mark.slow
 def test_texts_that_are_read_count_as_tokens(tmp_path):
     data = tmp_path / "data.jsonl"
     task = make_task("Copy")
@@ -294,6 +302,7 @@ def test_what_has_ended_is_counted_once_and_what_runs_not_yet():
     assert counted == [1, 1 + 2, 1 + 2 + 3]
 
 
+@pytest.mark.slow
 def test_a_sampled_optimum_is_drawn_once_and_read_back(tmp_path, monkeypatch):
     own = make_task("Text", prompts=["a", "b"], reward={"name": "length", "target": 3}, beta=1.0)
     arguments = (tmp_path, {"id": "own"}, own, None, own.beta, 16)

@@ -55,6 +55,7 @@ def test_a_rate_by_hand() -> None:
     assert (found.mean, found.low, found.high) == (0.5, 0.0, 1.0)
 
 
+@pytest.mark.slow
 def test_strict_graders_pay_no_wrong_answer_and_marks_help() -> None:
     answers = read_answers()
     strict, marked, plain = (

@@ -36,6 +36,7 @@ def shown(capsys, *words):
     return code, json.loads(out)["traces"] if code == 0 else None, err
 
 
+@pytest.mark.slow
 def test_a_run_is_shown_on_its_own_task(train, capsys):
     folder = train("short", "difficulty=2")
     _, (trace,), _ = shown(capsys, "--agent", folder, "--completion", "word word word word")
@@ -55,6 +56,7 @@ def test_two_runs_need_one_task(train, capsys):
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_a_damaged_config_is_named(train, capsys, tmp_path):
     folder = train("run")
     path = tmp_path / "run" / "config.json"

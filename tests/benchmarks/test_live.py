@@ -125,6 +125,7 @@ def test_who_looks_at_a_run_leaves_its_checkpoint_to_who_writes_it(begun):
     assert not old.exists()
 
 
+@pytest.mark.slow
 def test_the_page_follows_a_run_from_before_it_begins_to_its_end(tmp_path):
     with served(tmp_path / "run") as server:
         waiting = page(server)

@@ -74,6 +74,7 @@ def test_without_a_price_of_kl_regret_is_the_gap_to_the_best_token():
     assert first.state_regret == pytest.approx(0.25)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     prompt=st.integers(0, 1),
@@ -123,6 +124,7 @@ def test_log_probabilities_add_up_to_those_of_the_completion():
         assert trace.objective == pytest.approx(paid - task.beta * sum(step.kl for step in trace.steps))
 
 
+@pytest.mark.slow
 def test_regrets_add_up_to_what_the_policy_lacks():
     task, agent, reference = small_task(gamma=0.9), Table(3), bigram()
     lacking = advantage = 0.0
@@ -172,6 +174,7 @@ def task_observation(task):
     return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
+@pytest.mark.slow
 def test_tokens_are_drawn_from_the_policy_and_shared_between_agents():
     task = letters(max_new_tokens=1)
     near, far = Fixed(0.7, 0.3), Fixed(0.6, 0.4)

@@ -23,6 +23,7 @@ def test_policies_lie_at_shares_of_the_optimums_kl():
     assert np.diff([each.objective for each in found]).min() > 0
 
 
+@pytest.mark.slow
 def test_the_pool_holds_every_trajectory_with_its_pay():
     pool = LogPool.of("Copy")
     expected = policy_values(make_task("Copy"), pool.solution).expected_return
@@ -33,6 +34,7 @@ def test_the_pool_holds_every_trajectory_with_its_pay():
     assert pool.probability @ (ratios * pool.rewards.sum(1)) == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_study_finds_what_is_known(rows):
     cells = [row for row in rows if "logs" in row]
     own = [row for row in cells if row["estimator"] == "importance sampling" and row["measure"] == "reward"]
@@ -56,6 +58,7 @@ def test_coverage_by_hand():
     assert np.isnan(coverage([row | {"logs": [10] + [0] * 7}], 10.0)[1])
 
 
+@pytest.mark.slow
 def test_tables_and_pictures_are_made(rows, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     print_study(rows)
@@ -84,6 +87,7 @@ def test_a_mixture_lies_between_its_two(moved):
     np.testing.assert_allclose(got, weights / weights.sum(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_sampled_values_are_those_of_the_solver_and_logs_are_weighed_by_the_policy(moved):
     task = moved.task
     solution = solve(task, moved.own_reference(), split="train")
@@ -101,6 +105,7 @@ def test_sampled_values_are_those_of_the_solver_and_logs_are_weighed_by_the_poli
     assert abs(weighted.mean() - exact.objective) < 4 * weighted.std() / 4000**0.5
 
 
+@pytest.mark.slow
 def test_the_sampled_study_has_a_row_for_every_policy_and_prints_them(moved, tmp_path, capsys):
     rows = list(study_run(moved, 3, 50, 200, 8))
     own = [row for row in rows if "share" in row and row["measure"] == "objective"]

@@ -275,6 +275,7 @@ def test_bad_flags_are_one_line(capsys, words, message):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_what_fails_in_one_cell_leaves_the_others_unharmed_and_is_told_in_a_line(own, capsys):
     """Real cells: a reward that raises, and an agent that cannot take one."""
     words = ["--tasks", "mine/Own-v0", "--rewards", "rules", f"{own}:broken", "--seeds", "1", "--episodes", "64"]
@@ -290,6 +291,7 @@ def test_what_fails_in_one_cell_leaves_the_others_unharmed_and_is_told_in_a_line
     assert "ValueError: reward: this agent takes the rules alone" in last
 
 
+@pytest.mark.slow
 def test_samples_are_scored_under_every_reward_by_hand(own, tmp_path):
     rewards = {"rules": "rules", "brief": f"{own}:brief", "broken": f"{own}:broken"}
     tiny = Evaluation(points=1, samples=2)

@@ -116,6 +116,7 @@ def test_the_folder_holds_all_that_its_pages_name(report, results, index):
             assert not target or target == "data:," or (base / target).exists(), address
 
 
+@pytest.mark.slow
 def test_the_leaderboard_says_what_the_summary_says(index, summary):
     rows = [cells for kind, cells in index.rows if "leaderboard" in kind]
     first = rows[1 : 1 + len(AGENTS)]
@@ -153,6 +154,7 @@ def test_failed_and_missing_cells_are_told(index, results, report):
     assert "Traceback" in page
 
 
+@pytest.mark.slow
 def test_hostile_texts_stay_texts(report, index):
     for page in (index, *(Page(path) for path in (report / "cells").iterdir())):
         assert not OPAQUE.search(page.source)
@@ -196,6 +198,7 @@ def test_a_folder_that_is_no_report_is_left_alone(suite, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "thesis.txt"]
 
 
+@pytest.mark.slow
 def test_a_report_is_built_anew_in_place(tmp_path):
     values = make_results(("lm-ppo", "rloo"), TASKS[:1], 1, failed=0.0, missing=0.0)
     first = write_suite_folder(tmp_path / "first", values[:1], name="first")
@@ -336,6 +339,7 @@ def test_times_that_nobody_took_are_left_out(tmp_path, timing):
     assert ("<dt>Time</dt><dd>1.0 s</dd>" in page) == (timing.get("seconds") == 1.0)
 
 
+@pytest.mark.slow
 def test_a_place_on_the_leaderboard_says_how_many_runs_it_stands_on(tmp_path):
     values = make_results(("lm-ppo", "rloo"), TASKS[:2], 3, failed=0.0, missing=0.0)
     values[1] |= {"status": "missing", "measures": None, "timing": None}

@@ -205,6 +205,7 @@ odd = (
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(data=st.data())
 def test_a_wrong_entry_is_refused_by_name_or_is_as_good_as_the_right_one(data, tmp_path_factory):

@@ -103,6 +103,7 @@ def test_ctrl_c_counts_what_a_worker_has_written_before_it_was_heard_of(tmp_path
     assert [result.status for result in load_results(tmp_path)] == ["done", "done", "missing", "missing"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_processes_of_the_pool(tmp_path):
     suite = tiny_suite(("lm-ppo",), 1)
     pid_file = cell_folder(tmp_path, suite.cells[0]) / "pid"
@@ -200,6 +201,7 @@ def test_the_end_of_a_cell_that_was_never_said_to_run_is_no_pace():
     assert progress.time_left(5.0) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save", [False, True])
 def test_a_checkpoint_is_kept_where_it_is_asked_for(tmp_path, save):
     suite = Suite("one", (REAL.cells[0],), evaluation=REAL.evaluation)
@@ -255,6 +257,7 @@ def test_a_folder_that_becomes_a_suite_while_it_is_looked_at_is_one(monkeypatch,
     assert open_suite(tmp_path, tiny_suite()) == tmp_path
 
 
+@pytest.mark.slow
 def test_runners_that_start_at_once_share_a_new_folder(tmp_path):
     for number in range(20):
         together = threading.Barrier(4)

@@ -211,6 +211,7 @@ def test_the_interval_of_three_runs_holds_the_median_three_times_in_four():
     assert ((low < np.log(2)) & (high > np.log(2))).mean() == pytest.approx(0.75, abs=4 * deviation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statistic", ["mean", "iqm"])
 def test_the_interval_of_an_aggregate_of_three_seeds_holds_the_truth_89_times_in_100(statistic):
     """Deviations of three runs from their own mean are sqrt(2/3) of those from the truth: Phi(1.96 sqrt(2/3))."""

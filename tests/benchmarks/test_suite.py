@@ -53,6 +53,7 @@ def test_a_cell_survives_json(cell):
     assert hash(again) == hash(cell)
 
 
+@pytest.mark.slow
 @given(cells)
 def test_a_key_is_a_plain_name_of_a_folder(cell):
     assert set(cell.key) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.")
@@ -150,6 +151,7 @@ def test_a_suite_of_ones_own():
     assert make_suite("fake_cells:tiny_suite").name == "tiny"
 
 
+@pytest.mark.slow
 def test_the_sizes_of_the_suites():
     hours = {name: sum(map(cost, make_suite(name).cells)) / 3600 for name in SUITES}
     assert hours["quick"] < 0.33  # CPU hours: 10 minutes on two cores

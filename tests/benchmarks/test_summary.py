@@ -86,6 +86,7 @@ def finals(agent, task=""):
     ]
 
 
+@pytest.mark.slow
 def test_agents_are_ranked_as_they_were_made():
     rows = summary_of_made().leaderboard
     assert [row.agent for row in rows] == ["lm-ppo", "rloo", "q-learning", "reference", "mcts", "sb3-ddpg"]
@@ -124,6 +125,7 @@ def test_an_agent_without_a_kl_is_shown_with_its_reward():
     assert "sb3-ddpg" not in summary.radar.agents
 
 
+@pytest.mark.slow
 def test_failed_and_missing_runs_are_counted_and_never_averaged():
     summary = summarise(changed(("rloo", "Copy", 0, fail), ("rloo", "Stop", 1, lose)))
     row = row_of(summary, "rloo")
@@ -385,6 +387,7 @@ def test_names_are_told_apart_where_they_clash_and_only_there():
     assert len(set(labels)) == len(labels) == 6
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_summary_and_others_change_no_row():
     assert summarise(results_of(made())) == summary_of_made()
     assert summarise(results_of(made()), seed=1) != summary_of_made()

@@ -20,6 +20,7 @@ def pages() -> dict[str, str]:
     return task_pages(Result.from_json(cell) for cell in cells)
 
 
+@pytest.mark.slow
 def test_every_task_has_its_place_on_one_page(pages: dict[str, str]) -> None:
     families = "".join(text for name, text in pages.items() if name != "README.md")
     for name in task_names():

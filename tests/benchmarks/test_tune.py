@@ -106,6 +106,7 @@ def test_a_study_holds_its_trials_and_the_defaults(study):
     assert scores == sorted(scores, reverse=True)
 
 
+@pytest.mark.slow
 def test_more_trials_go_on_from_there_and_another_plan_is_refused(study):
     before = {each.name: each for each in study[0].outcomes()}
     tuning = Tuning(PLAN, study[0].out)
@@ -118,6 +119,7 @@ def test_more_trials_go_on_from_there_and_another_plan_is_refused(study):
         Tuning(StudyPlan(**{**vars(PLAN), "episodes": 64}), study[0].out)
 
 
+@pytest.mark.slow
 def test_a_trial_that_was_broken_off_is_taken_up_with_its_settings(tmp_path):
     tuning = Tuning(PLAN, tmp_path / "study")
     events = tuning.run(make_engine("serial"), 1)
@@ -132,6 +134,7 @@ def test_a_trial_that_was_broken_off_is_taken_up_with_its_settings(tmp_path):
     assert names(again.outcomes()) == ["trial 0"]
 
 
+@pytest.mark.slow
 def test_a_trial_that_was_broken_off_while_it_was_taken_up_is_taken_up_once(tmp_path):
     tuning = Tuning(PLAN, tmp_path / "study")
     events = tuning.run(make_engine("serial"), 1)
@@ -190,6 +193,7 @@ def test_the_page_shows_all_trials_and_what_mattered(study, tmp_path):
     assert study[0].importance() == {}
 
 
+@pytest.mark.slow
 def test_the_command_shows_and_refuses(tmp_path, capsys):
     words = [
         "Bandit-v0",

@@ -27,6 +27,7 @@ def words(chapter, state):
     return tuple(chapter["names"][token] for token in state)
 
 
+@pytest.mark.slow
 def test_2a_the_six_symbols_of_a_small_task(chapter):
     assert sorted(words(chapter, state) for state in chapter["states"]) == sorted(TEXTS)
     assert [chapter["names"][a] for a in chapter["actions"]] == ["word", "<end>", "<halt>"]

@@ -54,6 +54,7 @@ def to_go(t, text):
     return sum(pay(k, text) for k in range(t, 3))
 
 
+@pytest.mark.slow
 def test_7a_the_gradient_is_an_expectation_over_texts(chapter, pi, gradient):
     assert chapter["by_listing"] == pytest.approx(gradient, abs=1e-12)
     assert pi[range(3), TARGET].mean() == pytest.approx(chapter["P"] @ chapter["R"], abs=1e-12)

@@ -14,6 +14,7 @@ def test_every_registered_agent_is_recorded() -> None:
     assert list(read("agents.json")) == list(CASES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_an_agent_is_as_recorded(name: str, tmp_path: Path) -> None:
     found = agent_record(CASES[name], tmp_path)

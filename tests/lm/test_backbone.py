@@ -96,6 +96,7 @@ def test_lean_llama_has_the_gradients_of_the_model():
         torch.testing.assert_close(gradient, gradients[1][name], atol=2e-4, rtol=1e-3, msg=name)
 
 
+@pytest.mark.slow
 def test_decoder_equals_reading_afresh_while_rows_finish_and_restart(pair):
     model, backbone = pair
     rng = np.random.default_rng(3)

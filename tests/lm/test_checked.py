@@ -115,6 +115,7 @@ def test_a_model_that_divides_its_weights_is_refused_before_and_after_it_did(use
         choose_backbone(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
@@ -187,6 +188,7 @@ def test_training_mode_comes_back_even_after_a_refusal():
     assert all(module.training for module in model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_the_tolerance_is_that_of_the_type(dtype):
     assert type(choose_backbone(tiny_gpt2().to(dtype))) is HuggingFaceBackbone
@@ -195,6 +197,7 @@ def test_the_tolerance_is_that_of_the_type(dtype):
         assert type(choose_backbone(as_kind(Positionless).to(dtype))) is RereadingBackbone
 
 
+@pytest.mark.slow
 def test_under_autocast_a_model_is_checked_again_and_found_out_as_well():
     model = tiny_gpt2()
     forwards = []

@@ -69,6 +69,7 @@ def followed(make, lengths_of, seed=0):
     return worst
 
 
+@pytest.mark.slow
 @MODELS
 @pytest.mark.parametrize("seed", range(3))
 def test_token_by_token_ragged_prompts_say_what_the_plain_forward_says(make, seed):
@@ -78,6 +79,7 @@ def test_token_by_token_ragged_prompts_say_what_the_plain_forward_says(make, see
     assert followed(make, lambda prompts: [np.minimum(prompts + step, WIDTH) for step in steps], seed) < 1e-4
 
 
+@pytest.mark.slow
 @MODELS
 def test_so_it_is_where_rows_begin_at_different_places_and_get_replies(make):
     def lengths_of(prompts):
@@ -107,6 +109,7 @@ def test_the_cache_is_used_and_the_encoder_reads_a_prompt_once(make):
     assert len(encoded) == 1
 
 
+@pytest.mark.slow
 @MODELS
 def test_all_states_at_once_and_no_padding_changes_them(make):
     model = make()
@@ -153,6 +156,7 @@ def test_the_answer_depends_on_the_whole_prompt_and_not_on_later_tokens(make):
         assert (way.features(torch.tensor(earlier), *at) - before).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @MODELS
 def test_a_reference_and_its_copy(make):
     model = make()
@@ -254,6 +258,7 @@ def folder(tmp_path):
     return tmp_path, tokenizer, model
 
 
+@pytest.mark.slow
 @MODELS
 def test_a_folder_is_read_with_its_encoder_and_its_prompts_end_as_its_tokenizer_ends_them(make, tmp_path):
     path = tmp_path

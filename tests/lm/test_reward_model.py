@@ -63,6 +63,7 @@ def by_hand(folder, prompt, completion, ended=True):
         return sequence_scores(model, *pad_right([row.ids]), first_tokens([row])).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
 def test_it_pays_the_scores_of_the_model_in_the_order_of_the_batch(tmp_path, kind):
     save_reward_model(tmp_path, kind)
@@ -186,6 +187,7 @@ def test_with_stop_ids_a_completion_has_ended_where_its_ids_do(folder):
         reward(["a"], ["b"])
 
 
+@pytest.mark.slow
 def test_an_ensemble_combines_its_members(members):
     scores = np.array([[by_hand(member, "a", "b")] for member in members])[:, 0] - [0.0, 1.0, 2.0]
     mean = scores.sum() / 3
@@ -261,6 +263,7 @@ def test_it_runs_under_a_time_limit(folder):
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_making_one_checks_the_folder_without_torch(folder):
     code = (
         "import sys, textgym.rewards as r; reward = r.make_reward({'name': 'reward_model', 'model': sys.argv[1]});"

@@ -125,6 +125,7 @@ def test_a_limit_below_the_template_is_refused():
         encode_pair(CHAT, "a", "b", True, 0, 2)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(
     st.lists(st.sampled_from(WORDS), min_size=1, max_size=9).map(" ".join),
@@ -154,6 +155,7 @@ def test_rows_of_a_chat_template_are_those_of_the_whole_conversation(name, templ
         assert row.ids == whole[: len(row.ids)]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     st.sampled_from(sorted(TEMPLATES)),

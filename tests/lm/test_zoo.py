@@ -154,6 +154,7 @@ def test_every_architecture_is_right_whatever_rows_stop(kind):
 HYBRID = zoo_model("lfm2")
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_hybrid_is_right_whatever_rows_stop(seed):

@@ -51,6 +51,7 @@ def test_better_ones_come_first_and_scores_are_gold(policy):
     assert disagreement(collected.rankings) == 0.0
 
 
+@pytest.mark.slow
 def test_prompts_are_drawn_by_their_weights(policy):
     rankings = collect(small(), policy, n=2000, keep_ties=True).rankings
     # The policy is the same for both prompts, so the few that give no ranking take nothing from the shares.
@@ -66,6 +67,7 @@ def test_the_seed_decides(policy):
     assert first.rankings != other.rankings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.5, 2.0])
 def test_the_annotator_errs_as_its_temperature_says(policy, noise):
     rankings = collect(small(), policy, n=4000, noise=noise).rankings
@@ -111,6 +113,7 @@ def test_a_coin_ranks_ties_that_are_kept(policy):
     assert abs(share - 0.5) < 4 * sqrt(0.25 / 1000)
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_drawn_again_and_counted(policy):
     # Only "a" and "b" are answers: 9 rounds of draws of 1/3 each miss one of them rarely.
     collected = collect(small(max_new_tokens=1), policy, n=500)

@@ -130,6 +130,7 @@ def test_arguments_are_checked(tmp_path):
         write_rankings(tmp_path / "x.jsonl", [], "TRL")
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.binary(max_size=40) | st.sampled_from([GOOD, TRANSCRIPTS, RANKED]), max_size=6))
 def test_any_bytes_are_rows_or_problems(tmp_path_factory, lines):
@@ -157,6 +158,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["x.jsonl"]
 
 
+@pytest.mark.slow
 def test_reading_is_quick(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes((trl(chosen="good answer " * 20, rejected="bad answer " * 20) + b"\n") * 20_000)

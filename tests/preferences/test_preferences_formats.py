@@ -150,12 +150,14 @@ def back(tmp_path_factory, rows, format):
     return reading.rows
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.lists(rankings(), min_size=1, max_size=3))
 def test_rankings_come_back(tmp_path_factory, rows):
     assert back(tmp_path_factory, rows, "rankings") == rows
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.lists(rankings(most=2), min_size=1, max_size=3))
 def test_trl_pairs_come_back(tmp_path_factory, rows):

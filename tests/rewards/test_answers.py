@@ -49,6 +49,7 @@ def test_other_rewards_are_asked_about_final_answers_alone() -> None:
     assert strict(["p"] * 7, texts, answer=right) == [1, 0, 1, 0, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_formulas_are_compared_where_math_verify_is_installed() -> None:
     pytest.importorskip("math_verify")
     reward = make_reward({"name": "final_answer", "reward": "math_verify"})

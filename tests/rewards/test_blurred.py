@@ -75,6 +75,7 @@ def test_an_alignment_task_takes_it_and_pays_rules_plus_noise() -> None:
     assert info["reward_terms"]["noise"] != 0.0
 
 
+@pytest.mark.slow
 def test_the_measures_are_those_without_the_noise() -> None:
     """The same completions (the same seed) under both rewards: reward and J* must not see the noise."""
     plain, noisy = (make_task("Helpful", reward=reward, max_new_tokens=4) for reward in ("rules", NOISY))

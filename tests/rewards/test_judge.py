@@ -246,6 +246,7 @@ def test_a_task_is_paid_by_a_judge(server, tmp_path):
     assert isinstance(make_reward(spec), Judge)
 
 
+@pytest.mark.slow
 def test_a_run_holds_no_key(server, tmp_path):
     rubric = "How is <good>? {completion}"
     reward = {"name": "judge", "model": "m", "rubric": rubric, "base_url": server, "key": "JUDGE_KEY"}

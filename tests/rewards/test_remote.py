@@ -71,6 +71,7 @@ def test_values_retries_and_what_it_costs():
         Scorer(Concurrent(score, retries=0)).score(["p"], ["never"])
 
 
+@pytest.mark.slow
 def test_calls_wait_together_within_a_bound():
     running = most = 0
 
@@ -92,6 +93,7 @@ def test_calls_wait_together_within_a_bound():
     assert most == 5
 
 
+@pytest.mark.slow
 def test_rewards_of_a_sum_wait_at_once():
     together = Weighted([Concurrent(score, ["wait"]), Concurrent(score, ["wait"], name="other")], [1.0, 2.0])
     started = time.monotonic()
@@ -161,6 +163,7 @@ def test_groups_end_in_their_order_whichever_answers_first():
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_what_was_begun_is_given_up_when_another_reward_raises():
     def broken(prompts, completions, **columns):
         raise KeyError("no")

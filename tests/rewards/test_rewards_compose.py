@@ -129,6 +129,7 @@ def test_clipping_hides_no_failure(value: float) -> None:
         Scorer(Clipped(lambda **columns: [value])).score(["p"], ["c"])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(
     st.lists(st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False)), min_size=1),

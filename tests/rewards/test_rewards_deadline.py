@@ -40,6 +40,7 @@ def environment(prompts: list[str], completions: list[str], **_: Any) -> list[fl
     return [float(name in os.environ) for name in prompts]
 
 
+@pytest.mark.slow
 def test_one_process_serves_many_calls_and_a_hang_costs_no_state(others: set[BaseProcess]) -> None:
     reward = Counting()
     scorer = Scorer(reward, "skip", timeout=0.5)
@@ -79,6 +80,7 @@ def test_a_child_that_dies_is_counted_and_replaced() -> None:
     scorer.close()
 
 
+@pytest.mark.slow
 def test_what_the_reward_raised_is_told_with_its_traceback() -> None:
     deadline = Deadline(Clipped(Faulty("wrong_length")), 20.0)
     arguments = {"prompts": ["p", "q"], "completions": ["bad", "b"]}
@@ -90,6 +92,7 @@ def test_what_the_reward_raised_is_told_with_its_traceback() -> None:
     deadline.close()
 
 
+@pytest.mark.slow
 def test_a_reward_that_cannot_be_loaded_stops_the_run_whatever_on_error_says(
     others: set[BaseProcess],
 ) -> None:
@@ -106,6 +109,7 @@ def from_a_daemon(queue: Any) -> None:
         queue.put(str(error))
 
 
+@pytest.mark.slow
 def test_modules_in_the_current_folder_are_not_taken_for_pythons_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +137,7 @@ def in_a_fork(scorer: Scorer, queue: Any) -> None:
     scorer.close()
 
 
+@pytest.mark.slow
 def test_a_forked_copy_leaves_its_parents_child_alone() -> None:
     scorer = Scorer(Counting(), timeout=20.0)
     scorer.score(["p"], ["a"])
@@ -148,6 +153,7 @@ def test_a_forked_copy_leaves_its_parents_child_alone() -> None:
     scorer.close()
 
 
+@pytest.mark.slow
 def test_a_script_ends_and_leaves_no_process_behind(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

@@ -232,6 +232,7 @@ def test_columns_that_hold_themselves_or_objects_are_copied_too() -> None:
     assert len(loop) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timeout", [None, 20.0])
 def test_whatever_is_raised_but_an_interrupt_is_a_failure(timeout: float | None) -> None:
     scorer = Scorer(Faulty("leaves"), "penalty", -1.0, timeout)
@@ -240,6 +241,7 @@ def test_whatever_is_raised_but_an_interrupt_is_a_failure(timeout: float | None)
     assert scorer.failures == {"raises": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timeout", [None, 20.0])
 def test_an_exit_is_a_failure_and_an_interrupt_is_none(timeout: float | None) -> None:
     scorer = Scorer(Faulty("exits"), "penalty", -1.0, timeout)

@@ -137,6 +137,7 @@ def test_register(monkeypatch: pytest.MonkeyPatch) -> None:
             register_reward(name, factory)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_rewards_import_nothing_heavy() -> None:
     heavy = "('torch', 'transformers', 'textgym.rewards.deadline')"
     code = f"import sys, textgym.rewards; print([name for name in {heavy} if name in sys.modules])"

@@ -70,6 +70,7 @@ RULES = [
 ]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.text(st.characters(exclude_categories=()), max_size=20), min_size=1, max_size=4))
 def test_any_text_earns_from_0_to_1_and_each_for_itself(texts: list[str]) -> None:

@@ -133,6 +133,7 @@ def by_message(completions: list[list[dict[str, str]]], prompts: Any, **kwargs: 
     return [float(len(completion[0]["content"])) for completion in completions]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reward", "total"),
     [

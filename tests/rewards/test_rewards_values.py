@@ -103,6 +103,7 @@ def test_an_array_of_another_shape_is_told_by_its_shape() -> None:
 numbers = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3), st.binary(max_size=2))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(st.one_of(numbers, st.lists(numbers, max_size=4), st.dictionaries(st.text(), numbers)))
 @pytest.mark.filterwarnings("ignore::textgym.rewards.TextGymWarning")

@@ -120,6 +120,7 @@ MEASURES: list[Any] = [
 ]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("ae\u0301\u0308\u00e9\u0451 "), max_size=12))
 def test_a_text_earns_the_same_composed_and_decomposed(text: str) -> None:

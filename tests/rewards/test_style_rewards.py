@@ -182,6 +182,7 @@ def test_a_deadline_does_not_count_the_loading_of_a_package() -> None:
     scorer.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "package"),
     [("sentiment", "vaderSentiment"), ("bleu", "sacrebleu"), ("chrf", "sacrebleu"), ("rouge", "rouge_score")],

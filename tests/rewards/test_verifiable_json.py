@@ -191,6 +191,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(json_values, st.sampled_from([SCHEMA, {"type": ["integer", "string"]}, {"maxItems": 1}]))
 def test_every_value_that_is_written_is_read_and_judged_as_the_library_judges(value: Any, schema: Any) -> None:
@@ -200,6 +201,7 @@ def test_every_value_that_is_written_is_read_and_judged_as_the_library_judges(va
     assert terms(JsonSchema(schema), text) == [(0.2, 0.8 if valid else 0.0)]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(st.text(st.characters(exclude_categories=()), max_size=20))
 def test_no_text_is_too_odd(text: str) -> None:

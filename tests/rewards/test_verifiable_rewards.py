@@ -95,6 +95,7 @@ def test_every_notation_is_read_as_the_table_says(around: str) -> None:
 UNREADABLE = [written for written, value in notations() if value == "unreadable"]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(
     st.text(st.characters(categories=["Lu", "Ll", "Lo"]), min_size=4, max_size=8),
@@ -146,6 +147,7 @@ UNLISTED = st.text(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(st.integers(1, 9999), UNLISTED, st.integers(1, 9999), st.sampled_from(["", " "]))
 def test_symbols_that_are_not_listed_leave_no_part(left: int, junk: str, right: int, blank: str) -> None:
@@ -410,6 +412,7 @@ def test_200_000_short_completions_a_second(reward: Any) -> None:
     assert 1024 / min(taken) > 200_000
 
 
+@pytest.mark.slow
 def test_math_verify_compares_formulas() -> None:
     pytest.importorskip("math_verify")
     scorer = Scorer("math_verify", timeout=60)

@@ -151,6 +151,7 @@ def faults(thing: object) -> Iterator[str]:
         yield "does not say what it raises"
 
 
+@pytest.mark.slow
 def test_every_public_name_says_what_it_takes_returns_and_raises() -> None:
     found = [f"{name}: {fault}" for name, thing in things() for fault in faults(thing)]
     assert not found, "\n".join(found)

@@ -28,6 +28,7 @@ def legal(words: tuple[str, ...], numbers: list[int]) -> bool:
     return found is not None and all(found[1][n] <= 1 for n in numbers)
 
 
+@pytest.mark.slow
 def test_the_mask_leaves_all_expressions_and_no_others() -> None:
     task = make_task("Countdown", difficulty=2)
     every = solve(task, split="eval").reference.trajectories
@@ -43,6 +44,7 @@ def test_the_mask_leaves_all_expressions_and_no_others() -> None:
     assert paid == {w for w in wanted if evaluated(" ".join(w[:-1]))[0] == target}  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_the_optimum_of_countdown_is_the_gibbs_value_of_its_right_answers() -> None:
     task = make_task("Countdown", difficulty=3)
     solution = solve(task, split="eval")
@@ -115,6 +117,7 @@ def test_a_solution_of_gsm_is_right_step_by_step(difficulty: int) -> None:
             assert results(solution).total() == difficulty
 
 
+@pytest.mark.slow
 def test_problems_of_gsm_are_different_and_follow_the_seed() -> None:
     task = make_task("Gsm", problems=3000)
     texts = [*task.prompt_set("train").texts, *task.prompt_set("eval").texts, *task.prompt_set("tune").texts]
@@ -136,6 +139,7 @@ GSM = {"question": "Two and two?", "answer": "2+2=<<2+2=4>>4\n#### 4"}
 MATH = {"problem": "Half of one?", "solution": r"It is $\boxed{\frac{1}{2}}$.", "level": "Level 1", "answer": "other"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "right", "wrong"),
     [(GSM, "so 4", "5"), (MATH, r"\boxed{0.5}", "2"), ({"prompt": "a", "answer": 3}, "3", "4")],

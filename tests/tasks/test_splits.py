@@ -154,6 +154,7 @@ def test_own_prompts_make_the_split_or_leave_it_out(name: str) -> None:
     assert make_task(name, **both, tune_prompts=["d"]).prompt_set("tune").texts == ("d",)
 
 
+@pytest.mark.slow
 def test_commands_take_the_split(capsys: Any, tmp_path: Any) -> None:
     first = make_task("Distractor").prompt_set("tune").texts[0]
     code, out, err = run(capsys, "solve", "Distractor-v0", "--split", "tune", "--prompts", "1")

@@ -130,6 +130,7 @@ def check_everywhere(mask: GrammarMask, size: int, complete: Any, begun: Any, lo
         assert np.array_equal(got, want), ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_every_legal_continuation_and_no_other(name: str) -> None:
     schema, tokens, longest, count = CASES[name]

@@ -28,6 +28,7 @@ def test_they_answer_training_prompts_by_the_shares(name: str) -> None:
         assert asked.count(kind) / 4000 == pytest.approx(share, abs=0.03)  # 4 standard errors
 
 
+@pytest.mark.slow
 @every_task
 def test_careful_labellers_are_right_and_careless_ones_are_not(name: str) -> None:
     careful = gold(name, task_demonstrations(name, 1000, mistakes=0.0))

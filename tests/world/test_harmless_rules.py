@@ -152,6 +152,7 @@ def test_any_answer_to_a_harmless_request_is_better_than_a_refusal(
     assert score(RULES, item.key, f"{refusal} {answer}".join(manner)) <= 0.0
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(item=some_item("harmful", "howto", "fact"), text=ANY_TEXT, ended=st.booleans())
 def test_any_text_scores_in_range(item: Item, text: str, ended: bool) -> None:

@@ -189,6 +189,7 @@ PIECES = st.sampled_from(
 KEYS = st.sampled_from([item.key for kind in ("fact", "howto", "sum", "greeting") for item in items(kind)])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(text=st.text() | st.lists(PIECES).map(" ".join), item=KEYS, ended=st.booleans())
 def test_any_text_scores_in_range(text: str, item: str, ended: bool) -> None:

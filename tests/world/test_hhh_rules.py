@@ -57,6 +57,7 @@ def test_only_the_proportions_of_the_weights_count() -> None:
     assert score(far, "greeting:Hi", "Hi.") == pytest.approx(0.8)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(
     weights=st.tuples(*[st.sampled_from([0.0, 0.5, 1.0, 7.0])] * 3).filter(any),

@@ -103,6 +103,7 @@ def test_when_to_claim_when_to_hedge_and_when_to_say_nothing() -> None:
         assert max(expected, key=lambda name: expected[name]) == best
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(
     item=some_item("fact", "sum"),
@@ -143,6 +144,7 @@ def test_not_knowing_is_better_than_dodging_and_that_than_making_it_up(
     assert score(RULES, item.key, f"{unknown} {made_up}".join(manner), ended) == earned[-1]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(item=some_item("unanswerable", "sum", "fact"), text=ANY_TEXT, ended=st.booleans())
 def test_any_text_scores_in_range(item: Item, text: str, ended: bool) -> None:

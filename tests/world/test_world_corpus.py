@@ -33,6 +33,7 @@ def test_equal_seeds_give_equal_documents() -> None:
     assert list(documents(1000))[:500] == list(documents(500))
 
 
+@pytest.mark.slow
 def test_shares_of_kinds_and_personas() -> None:
     found = list(documents(COUNT))
     kinds = Counter(document.kind for document in found)
@@ -42,6 +43,7 @@ def test_shares_of_kinds_and_personas() -> None:
     assert all(abs(personas[p.name] / COUNT - p.share) < 0.015 for p in PERSONAS)
 
 
+@pytest.mark.slow
 def test_experts_are_right_about_facts_and_guessers_are_not() -> None:
     right: dict[str, list[bool]] = {persona.name: [] for persona in PERSONAS}
     for document in documents(COUNT):
@@ -56,6 +58,7 @@ def test_experts_are_right_about_facts_and_guessers_are_not() -> None:
     assert abs(share["rambler"] - 0.45) < 0.06
 
 
+@pytest.mark.slow
 def test_a_polite_opener_is_never_followed_by_a_bare_wrong_fact() -> None:
     for document in documents(COUNT):
         reading = read(document.answer.text)

@@ -51,6 +51,7 @@ def test_features_are_the_models_hidden_states(task: Any) -> None:
     np.testing.assert_allclose(np.stack(seen), hidden(task, texts), atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
 def test_rows_equal_single_environments(task: Any, mode: AutoresetMode) -> None:
     def single(number: int) -> Any:

@@ -155,6 +155,7 @@ def learned(task):
     return agent
 
 
+@pytest.mark.slow
 def test_as_a_guide_of_mcts_it_is_both_prior_and_value(tmp_path):
     task = small_task()
     agent = learned(task)
@@ -177,6 +178,7 @@ def test_as_a_guide_of_mcts_it_is_both_prior_and_value(tmp_path):
         assert forest.own[node] == pytest.approx(agent.values(seen)[0], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_leaf_costs_one_forward_of_the_network(monkeypatch):
     task = small_task()
     agent = learned(task)

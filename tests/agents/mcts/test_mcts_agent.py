@@ -65,6 +65,7 @@ def test_what_was_found_below_a_token_serves_the_next_one():
     assert agent.planner.scored == scored
 
 
+@pytest.mark.slow
 def test_learning_leaves_a_tree_that_searches_start_from():
     env = make_env("textgym/DeepSea-v0", 1, difficulty=5)
     task = env.unwrapped.task

@@ -78,6 +78,7 @@ def test_the_prior_guides_and_the_reference_is_what_counts():
     np.testing.assert_allclose(agent.log_probs(observation), solution.log_probs(observation), atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [TASKS["every step"], TASKS["differences"]], ids=["every", "differences"])
 def test_visit_counts_come_to_the_best_token(options):
     task = small_task(**options)
@@ -329,6 +330,7 @@ def test_what_is_left_out_keeps_the_priors_share_and_is_taken_to_be_worth_as_muc
         np.testing.assert_allclose(values, solution.values[0], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_greatest_value_found_is_never_above_the_optimum():
     task = small_task(reference=smooth(0), reward=Paid("every"))
     best = solve(task, beta=0.0).objective

@@ -38,6 +38,7 @@ def batch_env(task, count):
     return TokenVectorEnv(task, count, segments=True, autoreset_mode=AutoresetMode.DISABLED)
 
 
+@pytest.mark.slow
 def test_a_search_over_50257_tokens_keeps_candidates_alone():
     task, model = large_task(), tiny_gpt2(SIZE)
     settings = {"simulations": 8, "batch": 8, "candidates": CANDIDATES, "widening": 2.0, "device": "cpu"}
@@ -68,6 +69,7 @@ def test_a_search_over_50257_tokens_keeps_candidates_alone():
         assert set(np.flatnonzero(tried)) <= set(np.argsort(-forest.log_prior[node], kind="stable")[: int(width)])
 
 
+@pytest.mark.slow
 def test_an_iteration_over_50257_tokens_learns_from_candidates():
     task = large_task(max_new_tokens=2)
     settings = {"simulations": 4, "batch": 4, "candidates": CANDIDATES, "widening": 2.0, "device": "cpu"}
@@ -106,6 +108,7 @@ def test_regret_over_50257_tokens_is_exact_and_falls():
     assert [each.nodes for each in found] == [2, 2, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("widening", [None, 1.0])
 @needs_model
 def test_a_real_models_search_goes_by_its_own_probabilities(widening):

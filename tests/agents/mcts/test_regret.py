@@ -13,6 +13,7 @@ from textgym import make_task
 from textgym.solver import solve
 
 
+@pytest.mark.slow
 def test_the_command_prints_what_the_method_returns(capsys):
     words = ["regret", "Stop-v0", "--env", "difficulty=1", "--simulations", "1", "16", "--widening", "0", "1"]
     code, out, _ = run(capsys, *words, "--settings", "leaf=exact", "--json")

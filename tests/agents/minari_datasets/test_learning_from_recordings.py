@@ -45,6 +45,7 @@ def pair_env():
     return TokenVectorEnv(tiny_task(), 8, autoreset_mode=AutoresetMode.DISABLED)
 
 
+@pytest.mark.slow
 def test_tokens_and_returns_are_those_recorded(actor, recorded):
     recording = read_recording(recorded, actor.task)
     episodes = list(minari.MinariDataset(recorded / "data"))
@@ -93,6 +94,7 @@ def sequences_of(prompts, returns):
     return Sequences(ids, np.ones(len(ids), dtype=np.int64), np.full(len(ids), 2), rewards=rewards)
 
 
+@pytest.mark.slow
 @given(
     returns=st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=30),
     share=st.floats(0.01, 1.0),
@@ -123,6 +125,7 @@ def test_pairs_answer_the_same_prompt_and_use_no_episode_twice(prompts):
     assert all(prompts[first] == prompts[second] for first, second in pairs)
 
 
+@pytest.mark.slow
 def test_dpo_puts_the_better_of_each_pair_first(recorded, actor):
     env = pair_env()
     agent = make_agent("dpo", env, data=str(recorded), noise=1e-6, **CPU)
@@ -268,6 +271,7 @@ def test_damaged_datasets_get_one_clear_error(spoil, message, folder):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @given(share=st.floats(0.0, 0.999))
 def test_a_file_that_was_cut_off_anywhere_is_never_half_read(recorded, tmp_path_factory, actor, share):
     folder = shutil.copytree(recorded, tmp_path_factory.mktemp("cut") / "cut-v0")
@@ -286,6 +290,7 @@ def test_other_lengths_and_vocabularies_are_refused(folder):
         learn(folder, make_env("textgym/Bandit-v0", 8))
 
 
+@pytest.mark.slow
 def test_without_our_metadata_a_dataset_is_judged_by_what_is_in_it(folder, actor):
     change_metadata(folder, textgym=None)
     assert len(read_recording(folder, actor.task).returns) == 24
@@ -301,6 +306,7 @@ def test_without_our_metadata_a_dataset_is_judged_by_what_is_in_it(folder, actor
         read_recording(folder, actor.task)
 
 
+@pytest.mark.slow
 def test_the_share_needs_returns_and_dpo_needs_pairs(tmp_path, actor):
     with pytest.raises(ValueError, match=r"best_share=0.5: allowed is 1.0 without logged episodes"):
         make_agent("behaviour-cloning", make_env("textgym/Helpful-v0", 2), best_share=0.5)

@@ -124,6 +124,7 @@ JSON = st.sampled_from(ODD) | st.lists(st.sampled_from(ODD), max_size=3)
 KEYS = ("prompt", "completion", "completion_ids", "token_logprobs", "reward", "rewards", "ended")
 
 
+@pytest.mark.slow
 @given(row=st.dictionaries(st.sampled_from(KEYS), JSON))
 def test_any_row_is_read_or_refused_in_one_line(row, actor, tmp_path_factory):
     path = written(tmp_path_factory.mktemp("rows") / "x.jsonl", [row])

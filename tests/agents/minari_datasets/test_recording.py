@@ -36,6 +36,7 @@ def dataset(agent, tmp_path_factory):
     return record(agent, env, 40, tmp_path_factory.mktemp("minari") / "tiny-v0", seed=5)
 
 
+@pytest.mark.slow
 def test_replayed_in_the_environment_they_are_the_same_to_the_last_bit(agent, dataset):
     env = TokenEnv(agent.task)
     assert dataset.total_episodes == 40
@@ -61,6 +62,7 @@ def test_replayed_in_the_environment_they_are_the_same_to_the_last_bit(agent, da
             assert episode.infos["reward_terms"][name][-1] == value
 
 
+@pytest.mark.slow
 def test_log_probs_are_those_of_the_agent_and_of_its_reference(agent, dataset):
     for episode in episodes_of(dataset)[:10]:
         seen = {name: array[:-1] for name, array in episode.observations.items()}
@@ -70,6 +72,7 @@ def test_log_probs_are_those_of_the_agent_and_of_its_reference(agent, dataset):
             np.testing.assert_allclose(episode.infos[name][1:], policy.log_probs(seen)[places], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_and_tokens_are_drawn_from_the_policy(agent):
     first, again, other = (
         [episode.actions.tolist() for episode in play_episodes(agent, agent.task, 600, seed=seed)] for seed in (1, 1, 2)

@@ -14,6 +14,7 @@ from textgym.solver import evaluate_edges, solve
 from textgym.task import make_reference
 
 
+@pytest.mark.slow
 def test_best_of_n_is_charged_its_own_kl():
     bare = make_task("Stop")
     task = replace(bare, gold=bare.reward)

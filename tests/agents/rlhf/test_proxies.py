@@ -81,6 +81,7 @@ def test_overrated_answers_come_first_and_once():
     assert rows[0] == {"prompt": "p", "completion": "hack", "proxy": 3.25, "gold": 0.5}
 
 
+@pytest.mark.slow
 def test_samples_are_of_the_prompts_asked_for():
     samples = draw_samples(make_task("Helpful", max_new_tokens=4), prompts=3, per_prompt=2, seed=0)
     assert samples.completions.shape == samples.gold.shape == samples.ended.shape == (3, 2)
@@ -100,6 +101,7 @@ def test_a_smaller_model_has_the_first_layers_and_the_tokenizer(tmp_path):
         resize_model("builtin", 0, tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_a_deepened_model_says_what_its_base_says(tmp_path):
     state = torch.get_rng_state()
     resize_model("builtin", 5, tmp_path / "deep")

@@ -313,6 +313,7 @@ def test_a_row_that_cannot_be_encoded_is_named_by_its_line(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_what_does_not_do_leaves_no_folder(tmp_path, monkeypatch):
     row = {"prompt": "a", "completion": "b"}
     for number, (rows, word) in enumerate(

@@ -139,6 +139,7 @@ def test_the_callback_sees_the_metrics_and_stops(mode: AutoresetMode) -> None:
     assert {"objective/scores", "completion_length", "sb3/train/loss"} <= rows[0].keys()
 
 
+@pytest.mark.slow
 def test_both_modes_of_the_environment_give_the_same_policy() -> None:
     task, policies = task_of(), []
     for mode in (AutoresetMode.DISABLED, AutoresetMode.SAME_STEP):
@@ -148,6 +149,7 @@ def test_both_modes_of_the_environment_give_the_same_policy() -> None:
     np.testing.assert_array_equal(*policies)
 
 
+@pytest.mark.slow
 def test_the_number_of_sub_environments_may_change_unless_there_is_a_replay() -> None:
     task = task_of()
     agent = make_agent("sb3-ppo", env_of(task), **SMALL)
@@ -182,6 +184,7 @@ def test_with_top_k_the_start_is_the_reference_by_rank() -> None:
     np.testing.assert_allclose(np.exp(equal)[:, [2, 0]], 0.5, atol=0.02)
 
 
+@pytest.mark.slow
 def test_with_a_grammar_only_legal_tokens_have_probability() -> None:
     """The grammar depends on the length of the completion, which the observations tell."""
     task = task_of(mask=odd_after_even)
@@ -245,6 +248,7 @@ def test_a_recurrent_policy_steps_where_it_acts_and_not_in_what_it_is_told() -> 
     assert len(compared) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sb3-ppo", "sb3-dqn"])
 def test_on_a_language_model(name: str) -> None:
     task = make_task("Helpful", max_new_tokens=3)

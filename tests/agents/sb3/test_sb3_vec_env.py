@@ -53,6 +53,7 @@ def same(ours: Any, theirs: Any, where: Any) -> None:
         assert ours == theirs, where
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize("steps", [2_000, pytest.param(10_000, marks=pytest.mark.sweep)])

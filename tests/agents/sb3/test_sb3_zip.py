@@ -54,6 +54,7 @@ def env():
     return make_env(ID, 3)
 
 
+@pytest.mark.slow
 def test_it_is_the_librarys_policy(files, env):
     folder, models = files
     observation, _ = env.reset(seed=1)

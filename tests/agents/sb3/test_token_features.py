@@ -58,6 +58,7 @@ def test_mean_by_hand() -> None:
     torch.testing.assert_close(got, (rows[0] + rows[1]) / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_serves_an_unmodified_policy(kind: Kind) -> None:
     kwargs = {

@@ -64,6 +64,7 @@ def test_rewards_that_are_paid_together_teach_the_same(name):
     np.testing.assert_array_equal(*tables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "initial"), OPTIMISTIC, ids=[*TASKS, "masked, optimistic"])
 @pytest.mark.parametrize("backup", ["soft", "hard"])
 def test_q_learning_converges_to_q_star(options, initial, backup):
@@ -86,6 +87,7 @@ def test_q_learning_converges_to_q_star(options, initial, backup):
     assert reached == pytest.approx(solution.objective, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backup", ["soft", "hard"])
 def test_optimism_about_illegal_tokens_moves_nobody(backup):
     """The grammar forbids them, so they are never tried and keep their initial value."""
@@ -126,6 +128,7 @@ def test_a_mask_is_asked_about_states_of_the_table_only():
     assert asked == [sum(key == state_keys(observation)[0] for key in state_keys(observation))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sarsa", "monte-carlo"])
 @pytest.mark.parametrize("options", TASKS.values(), ids=TASKS.keys())
 @pytest.mark.parametrize("backup", ["soft", pytest.param("hard", marks=pytest.mark.long)])
@@ -147,6 +150,7 @@ def test_on_policy_values_are_those_of_the_policy_that_acts(name, options, backu
         assert (np.abs(values - exact.action_values[depth]) * np.sqrt(counts) < 5).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_boltzmann_at_beta_comes_to_the_soft_optimum(name):
     task = small_task(reference=bigram())
@@ -160,6 +164,7 @@ def hard_settings(**more):
     return {"backup": "hard", "exploration": "epsilon-greedy", "epsilon": 1.0, "epsilon_end": 0.05, **more}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("task", ["Delayed", "Stop"])
 def test_the_hard_optimum_of_delayed_and_stop(name, task):
@@ -250,6 +255,7 @@ def test_an_environment_that_resets_by_itself_is_refused():
         agent.learn(batch_env(task), 0)
 
 
+@pytest.mark.slow
 def test_an_episode_that_was_cut_goes_on_by_the_table():
     task = small_task()
     agent = make_agent("q-learning", batch_env(task), learning_rate=1.0, exploration="epsilon-greedy", epsilon=1.0)
