@@ -136,7 +136,7 @@ def test_log_ratios_within_a_cut_are_to_the_reference_renormalised_over_it(kind)
     want = (logs - against).gather(1, rollout.actions[:, None])[:, 0]
     scored = score_reference(agent.reference, rollout, 64, kind == "exact")
     whole = token_kl(rollout, agent.policy, agent.reference, scored, kind)
-    got = log_ratios_within_cut(rollout, agent.policy, agent.reference, whole, agent.config)
+    got = log_ratios_within_cut(rollout, agent.policy, agent.reference, scored, whole, agent.config)
     np.testing.assert_allclose(got, want, atol=1e-5)
     left_out = -torch.log_softmax(base, -1).exp().masked_fill(~kept, 0.0).sum(-1).log()
     if kind == "k1":
@@ -150,7 +150,7 @@ def test_log_ratios_without_a_cut_are_to_the_reference_as_it_is(kind):
     rollout = collect(batch_env(agent.task, 64), agent.policy, 0, (STOP,), kind == "exact")
     scored = score_reference(agent.reference, rollout, 64, kind == "exact")
     whole = token_kl(rollout, agent.policy, agent.reference, scored, kind)
-    got = log_ratios_within_cut(rollout, agent.policy, agent.reference, whole, agent.config)
+    got = log_ratios_within_cut(rollout, agent.policy, agent.reference, scored, whole, agent.config)
     logits, _ = agent.reference.states(rollout.input_ids, torch.tensor(rollout.rows), torch.tensor(rollout.columns))
     base = torch.log_softmax(logits.detach(), -1).gather(1, rollout.actions[:, None])[:, 0]
     np.testing.assert_allclose(got, rollout.log_probs - base, atol=1e-5)

@@ -114,6 +114,17 @@ def test_a_turn_may_have_more_replies_than_a_state_has_candidates(tmp_path):
     assert agent.planner.forest.columns == 16
 
 
+def test_a_tree_that_is_loaded_has_room_for_as_many_nodes(tmp_path):
+    task = ragged(TwoDice(), most=1, tokens=1)
+    env = TokenVectorEnv(task, 2, segments=True, autoreset_mode=AutoresetMode.DISABLED)
+    agent = MCTS(task, MCTSConfig(simulations=50, candidates=task.vocabulary.size, memory=1))
+    agent.log_probs(env.reset(seed=0)[0])
+    agent.save(tmp_path / "agent")
+    first, second = agent.planner.forest, MCTS.load(tmp_path / "agent", env).planner.forest
+    assert first.columns == second.columns > task.vocabulary.size
+    assert first.most == second.most
+
+
 @pytest.mark.slow
 def test_best_of_n_chooses_by_the_mean_and_not_by_luck():
     # One episode in ten pays 1 for the other colour, as much as any for red; the mean of clones tells them apart.

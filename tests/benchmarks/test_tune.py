@@ -64,8 +64,8 @@ def test_by_default_the_settings_are_searched_that_an_agent_has():
 def test_by_default_nothing_is_searched_that_the_agent_refuses(agent):
     space = default_space(agent, {})
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
-    for _ in range(20):
-        make_config(agent_class(agent), dict(study.ask(space).params))
+    configs = [make_config(agent_class(agent), dict(study.ask(space).params)) for _ in range(20)]
+    assert len({getattr(config, next(iter(space))) for config in configs}) > 1
 
 
 def test_a_setting_that_another_one_allows_is_searched_beside_it():

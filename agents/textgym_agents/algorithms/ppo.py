@@ -57,7 +57,7 @@ class OnPolicyAgent(LMAgent):
         scored = score_reference(self.reference, rollout, config.micro_batch, exact)  # (N, F) or (N,)
         kl = token_kl(rollout, self.policy, self.reference, scored, config.kl)  # (N,)
         if self.settles and self.iteration:  # the first update is behind
-            moved = lambda: log_ratios_within_cut(rollout, self.policy, self.reference, kl, config)  # noqa: E731
+            moved = lambda: log_ratios_within_cut(rollout, self.policy, self.reference, scored, kl, config)  # noqa: E731
             settle(self, config, None if self.objective_tokens == 0 else gamma, rollout, moved)
             self._set_learning_rate()
         rollout, scored, kl = gathered(self.devices, rollout, scored, kl)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from textgym.checks import Bools, Floats
+from textgym.lm.categorical import chunks
 from textgym.lm.causal import FORBIDDEN
 from textgym.task import Task
 from textgym_agents.config import OnPolicyConfig
@@ -82,17 +83,27 @@ def follow(policy: LMPolicy, iterations: int, every: int) -> None:
         policy.cut.copy_from(policy.model)
 
 
+@torch.no_grad()
 def log_ratios_within_cut(
-    rollout: Rollout, policy: LMPolicy, reference: LMPolicy, kl: Floats, config: OnPolicyConfig
+    rollout: Rollout, policy: LMPolicy, reference: LMPolicy, scored: Tensor, kl: Floats, config: OnPolicyConfig
 ) -> Floats:
     """Return the log-ratio of each action (N,), nats, to the reference renormalised over the tokens that the cut kept.
 
     What a cut leaves out is as far from the reference before any update: log of the reference's mass on what it keeps.
 
-    Args: policy: the one that has sampled. kl: (N,) from the whole reference, as `token_kl` gives it for `config.kl`.
+    Args:
+        policy: the one that has sampled.
+        scored, kl: of the whole reference, as `score_reference` and `token_kl` give them for `config.kl`.
     """
     if rollout.kept is None and config.kl != "exact":
         return kl
     within = rollout if rollout.kept is None else replace(rollout, masks=rollout.kept)
-    scored = score_reference(reference, within, config.micro_batch, everything=False)
+    if config.kl == "exact":  # its features are there, and the texts need not be read again
+        parts = []
+        for at in chunks(scored, policy.backbone.vocab_size):
+            log_probs = reference.distribution(scored[at], within.masks_of(at))
+            parts.append(log_probs.gather(1, within.actions[at][:, None]).squeeze(1))
+        scored = torch.cat(parts)
+    else:
+        scored = score_reference(reference, within, config.micro_batch, everything=False)
     return token_kl(within, policy, reference, scored, "k1")

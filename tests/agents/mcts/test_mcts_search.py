@@ -13,13 +13,11 @@ from textgym_agents.conformance.under_test import turn_task
 from textgym_agents.mcts.agent import MCTS
 from textgym_agents.mcts.forest import ENDED, Forest, Leaves, Model, likeliest, widened
 from textgym_agents.mcts.search import Evaluator, MCTSConfig, Search, soft_result
-from turn_tools import ragged
 
 from textgym import TokenVectorEnv, make_task
 from textgym.lm.reference import NGramReference, restricted
 from textgym.solver import policy_values, prefix_tree, solve
 from textgym.state import TokenState
-from textgym.turns import Reply
 
 
 def no_repeats(states):
@@ -403,24 +401,3 @@ def test_a_prompt_with_different_data_is_not_searched_for_one_of_them(kind, held
         agent.act(observation)
     alike = replace(task, prompts=dict.fromkeys(("train", "eval"), task.prompts["eval"]))
     make_agent(kind, batch_env(alike, 2)).act(batch_env(alike, 2).reset(seed=0)[0])
-
-
-class TwoDice:
-    """Answers with one of more replies than there are tokens."""
-
-    def weights(self, prompt):
-        return [1 / 16] * 16
-
-    def replies(self, states):
-        return [Reply((state.hidden % 4, state.hidden // 4)) for state in states]
-
-
-def test_a_tree_that_is_loaded_has_room_for_as_many_nodes(tmp_path):
-    task = ragged(TwoDice(), most=1, tokens=1)
-    env = TokenVectorEnv(task, 2, segments=True, autoreset_mode=AutoresetMode.DISABLED)
-    agent = MCTS(task, MCTSConfig(simulations=50, candidates=task.vocabulary.size, memory=1))
-    agent.log_probs(env.reset(seed=0)[0])
-    agent.save(tmp_path / "agent")
-    first, second = agent.planner.forest, MCTS.load(tmp_path / "agent", env).planner.forest
-    assert first.columns == second.columns > task.vocabulary.size
-    assert first.most == second.most
