@@ -113,7 +113,9 @@ def settled(
     steps = min(config.epochs * config.minibatches, 8)
     wanted = config.update_kl * toward * steps / 8 * move.episodes / rollout.rounds / 256
     chosen = rate * min(max(factor * math.sqrt(wanted / move.size), 0.1), _MOST)
-    why = "no reward is learned from" if gamma is None else f"log-ratios and scores correlate by {correlation:.3g}"
+    missing = max(_ENOUGH - move.episodes, 0)
+    few = f" in {move.episodes} episodes, and {_USUAL_CORRELATION} is taken for {missing} more" if missing else ""
+    why = "no reward is learned from" if gamma is None else f"log-ratios and scores correlate by {correlation:.3g}{few}"
     return (
         chosen,
         toward,
