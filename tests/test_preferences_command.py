@@ -84,6 +84,7 @@ def test_every_format_holds_the_same_rankings(capsys):
         (("Text-v0",), ["--out"]),
         (("Txt-v0", "--out", "y.jsonl"), ["'Txt-v0'", "Did you mean 'textgym/Text-v0'?"]),
         (("Text-v0", "--out", "x.jsonl"), ["--out 'x.jsonl'", "not overwritten"]),
+        (("Text-v0", "--out", "y.csv"), ["--out 'y.csv'", "the name must end in .jsonl"]),
         (("Text-v0", "--out", "y.jsonl", "--candidates", "1"), ["candidates=1", "in 2..1048576"]),
         (("Text-v0", "--out", "y.jsonl", "--n", "0"), ["n=0"]),
         (("Text-v0", "--out", "y.jsonl", "--seed", "-1"), ["seed=-1: allowed is an integer >= 0"]),

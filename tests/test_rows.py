@@ -202,3 +202,38 @@ def test_a_column_that_is_empty_throughout_is_null_as_one_that_is_not(tmp_path):
         rows = [read() for _, read in numbered_rows(path)]
         assert [row["margin"] for row in rows] == [wanted, None]
         assert [row["answer"] for row in rows] == [None, None]
+
+
+def asked(text: str) -> str:
+    return json.dumps([{"role": "user", "content": text}])
+
+
+def answered(text: str) -> str:
+    return json.dumps([{"role": "assistant", "content": text}])
+
+
+@pytest.mark.parametrize(
+    "odd", [answered("cut off")[:-5], "plain", "", "3", str([{"role": "assistant", "content": "a"}])]
+)
+def test_a_cell_that_is_no_message_among_messages_is_named(tmp_path: Path, odd: str) -> None:
+    path = tmp_path / "x.csv"
+    with path.open("w", newline="") as file:
+        rows = [[asked(f"q{i}"), answered(f"a{i}"), answered("no")] for i in range(3)]
+        csv.writer(file).writerows([["prompt", "chosen", "rejected"], *rows, [asked("q"), odd, answered("no")]])
+    reading = read_rankings(path, on_broken="skip")
+    assert [row.prompt for row in reading.rows] == ["q0", "q1", "q2"]
+    assert [str(problem.message) for problem in reading.problems] == [
+        f'"chosen" is {odd!r:.60}, where a list of messages in JSON is needed, as other rows have one'
+    ]
+
+
+def test_messages_as_pandas_writes_them_are_broken_rows_and_texts_in_brackets_are_texts(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("prompt,completion\n\"[{'role': 'user', 'content': 'q'}]\",a\n")
+    with pytest.raises(ValueError, match=r'x\.csv, line 2: "prompt" is .* where a list of messages in JSON is needed'):
+        read_demonstrations(path)
+    path.write_text("prompt,completion\n[INST] q,[1]\n[],[2]\n")
+    assert [(row.prompt, row.completion) for row in read_demonstrations(path).rows] == [
+        ("[INST] q", "[1]"),
+        ("[]", "[2]"),
+    ]

@@ -17,7 +17,7 @@ from textgym.codecs.chat import write_dialogue
 from textgym.lm.reference import NGramReference
 from textgym.rewards import Scorer
 from textgym.users import _ITEMS, LMUser, WorldUser, _true
-from textgym.world.prompts import find_item
+from textgym.world.prompts import find_item, items, phrase
 
 
 def curious(conversations):
@@ -182,6 +182,15 @@ def test_a_user_of_the_world_corrects_asks_back_and_leaves_when_content():
     ]
 
 
+def test_a_user_of_the_world_asks_again_in_other_words_however_they_asked_first():
+    item, user = items("sum")[0], WorldUser(changes=0.0)
+    for number in range(4):
+        first, again = {"role": "user", "content": phrase(item, number)}, {"role": "assistant", "content": "Well."}
+        (second,) = user([[first, again]], [0], [0])
+        assert find_item(second) == item.key
+        assert second != phrase(item, number)
+
+
 def test_a_user_of_the_world_corrects_sums():
     env = TokenEnv("Text", prompts=["What is 7 plus 5?"], responder=STEADY, turns=3)
     env.reset(seed=0)
@@ -252,6 +261,8 @@ def test_a_language_model_says_what_the_state_says():
     greedy = LMUser(tokens=8, temperature=0)
     assert len(set(greedy([MESSAGES] * 3, [0, 1, 2], [0, 0, 0]))) == 1
     assert (user.weights, greedy.weights, LMUser(tokens=8, users=4).weights) == (None, (1.0,), [0.25] * 4)
+    like_a_dialogue = write_dialogue([*MESSAGES, MESSAGES[0]])
+    assert user([[{"role": "assistant", "content": like_a_dialogue}]], [0], [7])[0]
 
 
 @pytest.mark.slow

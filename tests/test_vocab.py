@@ -16,7 +16,7 @@ import pytest
 from core_tools import STORIES, byte_level, hugging_face, needs_stories, unigram, word_level
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from textgym.codecs import rendering
 from textgym.codecs.chat import JinjaTemplate, _renderer
@@ -404,3 +404,14 @@ def test_ids_that_are_kept_of_prompts_are_the_built_in_ones_alone() -> None:
 def test_bytes_are_joined_for_any_number_of_ids() -> None:
     decoder = ByteDecoder((b"a", b"\xc3", b"\xa9", b""))
     assert decoder([[], [0], [1, 2], [1], [0, 3, 9, 0], [7]]) == ["", "a", "\u00e9", "\ufffd", "aa", ""]
+
+
+def test_white_space_that_becomes_another_token_is_no_stop() -> None:
+    pieces = [("<unk>", 0.0), ("▁", -2.0), ("▁hello", -3.0), (".", -3.0)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.normalizer = normalizers.Replace("\n", " ")
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    assert [load_vocabulary(tokenizer, stop=stop).stop_ids for stop in (" ", ".")] == [(1,), (3,)]
+    for stop in ("\n", "\t"):
+        with pytest.raises(ValueError, match="not a token of this tokenizer"):
+            load_vocabulary(tokenizer, stop=stop)

@@ -4,9 +4,9 @@ A source is a path or the id of a data set on the hub. After a # it may say more
 `qa.csv#prompt=question,rows=1000`: `split=NAME` of a data set that has splits (default train), `rows=N` for its first N
 rows, which of a data set on the hub are streamed, and NAME=COLUMN for a column that the file has under another name.
 
-CSV has a header and no types. The columns prompt, completion, chosen and rejected hold texts, or messages where every
-cell is a JSON list. In any other column an empty cell is null and the others are JSON, if that holds for all of them;
-else all are texts.
+CSV has a header and no types. The columns prompt, completion, chosen and rejected hold texts, or lists of messages in
+JSON; where one cell of a column is such a list, a row with anything else is broken. In any other column an empty cell
+is null and the others are JSON, if that holds for all of them; else all are texts.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ReadRow = Callable[[], JsonObject]
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 _TEXTS = ("prompt", "completion", "chosen", "rejected")
+_MESSAGES = re.compile(r"""\[\s*\{\s*["'](role|content)["']""")  # Python's quotes too, as pandas writes them
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SAVED = ("state.json", "dataset_dict.json")  # one of them is in a folder that `save_to_disk` wrote
 _PROBE = 1.5  # seconds that the hub has to say whether it knows a data set
@@ -158,19 +159,36 @@ def _csv_rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, Rea
     good = iter(zip(*typed, strict=True))
     for number, cells in lines:
         if len(cells) == len(header):
-            yield number, partial(dict, zip(header, next(good), strict=True))
+            yield number, partial(_csv_row, header, next(good))
         else:
             yield number, partial(_uneven, len(cells), len(header))
 
 
+def _csv_row(header: Sequence[str], values: Sequence[object]) -> JsonObject:
+    for value in values:
+        if isinstance(value, ValueError):
+            raise value
+    return dict(zip(header, values, strict=True))
+
+
 def _csv_column(name: str, cells: Sequence[str]) -> Sequence[object]:
-    """Return a column's values: what its cells are as JSON, or the cells themselves."""
-    if name in _TEXTS and not all(cell.startswith("[") for cell in cells):
-        return cells
+    """Return a column's values: its cells as JSON, or as they are; an error in the place of one that is neither."""
+    if name in _TEXTS:
+        return [_messages(name, cell) for cell in cells] if any(map(_MESSAGES.match, cells)) else cells
     try:
         return [json_value(cell) if cell else None for cell in cells]
     except ValueError:
         return cells
+
+
+def _messages(name: str, cell: str) -> object:
+    try:
+        found = json_value(cell)
+    except ValueError:
+        found = None
+    if isinstance(found, list):
+        return found
+    return ValueError(f'"{name}" is {cell!r:.60}, where a list of messages in JSON is needed, as other rows have one')
 
 
 def _uneven(found: int, needed: int) -> JsonObject:

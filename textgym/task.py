@@ -158,7 +158,7 @@ class Task:
         if getattr(self.reward, "noisy", False):
             object.__setattr__(self, "noisy", True)
         if not self.max_prompt_tokens:
-            longest = max(len(prompt.ids) for split in ("train", "eval") for prompt in self.encoded(split))
+            longest = max(len(prompt.ids) for split in self.prompts for prompt in self.encoded(split))
             object.__setattr__(self, "max_prompt_tokens", longest)
         if self.turns is not None:
             self.turns.check([prompt for split in self.prompts for prompt in self.encoded(split)])

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, Protocol, overload
 import numpy as np
 
 from textgym.checks import Floats, check_count, shown
-from textgym.codecs.chat import MASK, Conversation, around, common_start, read_dialogue, write_dialogue
+from textgym.codecs.chat import MASK, Conversation, around, as_one_message, common_start, read_dialogue, write_dialogue
 from textgym.state import Prompt, TokenState
 from textgym.vocab import Vocabulary
 
@@ -262,8 +262,8 @@ class TextResponder:
     def _ids(self, state: TokenState, text: str) -> tuple[int, ...]:
         if self._vocabulary.conversation is None:
             return tuple(self._vocabulary.codec.encode(text))
-        one = text if len(read_dialogue(text)) == 1 else f" {text}"  # what reads like a dialogue is a text here
-        ids = self._tail(text) if self._chat else (*self._vocabulary.stop_ids[:1], *self._vocabulary.encode_prompt(one))
+        vocabulary, one = self._vocabulary, as_one_message(text)
+        ids = self._tail(text) if self._chat else (*vocabulary.stop_ids[:1], *vocabulary.encode_prompt(one))
         # The policy's turn is ended; where the policy has done so itself, once is enough.
         ends = ids[:1] if self._chat else self._vocabulary.stop_ids
         return ids[1:] if state.completion[-1:] and state.completion[-1] in ends else ids

@@ -10,7 +10,7 @@ from typing import ClassVar, Final
 import numpy as np
 
 from textgym.checks import check_count, check_number
-from textgym.codecs.chat import write_dialogue
+from textgym.codecs.chat import as_one_message, write_dialogue
 from textgym.lm.reference import Reference
 from textgym.play import draw
 from textgym.rewards.base import Rebuilt
@@ -74,7 +74,8 @@ class WorldUser(Rebuilt):
         generator = np.random.default_rng(seed)
         when = int(generator.integers(2)) if generator.random() < self.changes else -1
         other = _ITEMS[int(generator.integers(len(_ITEMS)))]
-        item = _BY_KEY.get(find_item(messages[-2 - 2 * said]["content"]) or "")
+        asked = messages[-2 - 2 * said]["content"]
+        item = _BY_KEY.get(find_item(asked) or "")
         if item is None or item == other:  # there is nothing to change from, or to
             when = -1
         changed = other if item is None or 0 <= when < said else item
@@ -83,7 +84,8 @@ class WorldUser(Rebuilt):
         reading = read(messages[-1]["content"])
         if content(reading, changed.kind, changed.key) > 0:
             return None
-        again = phrase(changed, (said + 1) % len(PHRASINGS[changed.group]))
+        ways = [phrase(changed, number) for number in range(len(PHRASINGS[changed.group]))]
+        again = ways[((ways.index(asked) if asked in ways else 0) + said + 1) % len(ways)]
         return f"No. {_true(changed)} {again}" if reading.wrong else again
 
 
@@ -158,7 +160,7 @@ class LMUser(Rebuilt):
     def _reply(self, messages: Messages, generator: np.random.Generator) -> str:
         (vocabulary, reference), room = self._read, self.context + self.tokens
         chat = vocabulary.conversation
-        text = messages[-1]["content"] or "."
+        text = as_one_message(messages[-1]["content"] or ".")
         if chat is not None and chat.takes_completions:
             other = {"user": "assistant", "assistant": "user"}
             turned = [message | {"role": other[message["role"]]} for message in messages if message["role"] in other]

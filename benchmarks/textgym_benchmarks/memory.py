@@ -93,7 +93,7 @@ class Flags:
     iterations: int = 3
     """Batches that are timed, after one that is not."""
     plan: Plan = _RACE
-    """What is done with a batch; reference_precision and kept_tokens change nothing here."""
+    """What is done with a batch; reference_precision and token_sets change nothing here."""
 
 
 def shape(changes: Mapping[str, Any]) -> PretrainedConfig:

@@ -335,3 +335,17 @@ def test_broken_rows_are_left_out_where_that_is_asked_for(tmp_path):
     assert "1 of 2 rows are left out, first text 2 of 2: prompt: 'other' is not a word" in messages[1]
     agent.learn(env, 4)
     assert agent.episodes == 4
+
+
+def test_a_completion_ends_at_its_first_stop_token():
+    words = {"prompts": ["a b"], "tokenizer": ["a", "b", ".", "c"], "stop": ".", "reference": "uniform"}
+    task = make_env("textgym/Text-v0", 1, **words, max_new_tokens=8).unwrapped.task
+    texts = [Demonstration("a b", text, True) for text in ("c . a .", "c c .", "c c")]
+    sequences, cut = encode_texts(task, texts)
+    found = [ids[2:].tolist() for ids in sequences.input_ids]
+    assert [ids[:length] for ids, length in zip(found, sequences.lengths, strict=True)] == [
+        [3, 2],
+        [3, 3, 2],
+        [3, 3, 2],
+    ]
+    assert cut == 1

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import MambaConfig, Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeRMSNorm
 
+from textgym.__main__ import main as textgym_main
 from textgym.commands.console import UsageError
 from textgym.lm import backbone
 
@@ -66,8 +67,8 @@ def test_weights_are_counted():
     )
     for who in ("policy", "reference"):  # 8 rows of 4 states, 16 floats each
         assert parts[f"features of a batch, of the {who}"] == 8 * 4 * 16 * 4
-    bits = estimate(model.config, Plan(**{**vars(SMALL), "kept_tokens": True}))
-    assert bits.parts["kept tokens, as bits"] == 8 * 4 * 2  # 11 tokens are two bytes
+    bits = estimate(model.config, Plan(**{**vars(SMALL), "token_sets": 1}))
+    assert bits.parts["sets of tokens, as bits"] == 8 * 4 * 2  # 11 tokens are two bytes
 
 
 @pytest.mark.long
@@ -232,11 +233,22 @@ def test_what_cannot_be_estimated_is_refused():
     assert set(SHAPES) == {"Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen2.5-7B", "Llama-3-70B"}
 
 
-def test_kept_tokens_are_held_three_times_while_they_are_put_in_order():
+@pytest.mark.parametrize("sets", [1, 2])  # what the task's mask allows, and what a cut has kept of that
+def test_sets_of_tokens_are_held_more_often_while_they_are_put_in_order(sets):
     config = tiny_llama(vocab=4096).config
-    plan = Plan(batch=64, prompt_tokens=8, new_tokens=64, kept_tokens=True)
+    plan = Plan(batch=64, prompt_tokens=8, new_tokens=64, token_sets=sets)
     bits = 64 * 64 * 4096 // 8
     found = estimate(config, plan)
-    assert found.parts["kept tokens, as bits"] == bits
-    assert found.parts["kept tokens, being put in order"] == 2 * bits
-    assert found.phases["sampling"] >= found.parts["weights of the policy"] + 3 * bits
+    assert found.parts["sets of tokens, as bits"] == sets * bits
+    assert found.parts["sets of tokens, being put in order"] == (sets + 1) * bits  # joined, in order, those before
+    assert found.phases["sampling"] >= found.parts["weights of the policy"] + (2 * sets + 1) * bits
+
+
+def test_a_task_with_a_mask_has_its_masks_counted(capsys):
+    config = LMPPOConfig()
+    assert [plan_of(replace(config, top_p=top_p), 6, 4, masked).token_sets for top_p, masked in
+            ((1.0, False), (1.0, True), (0.9, False), (0.9, True))] == [0, 1, 1, 2]  # fmt: skip
+    textgym_main(["train", "textgym/Json-v0", "--dry-run"])
+    assert "sets of tokens, as bits" in capsys.readouterr().out
+    textgym_main(["train", "textgym/Helpful-v0", "--dry-run"])
+    assert "sets of tokens" not in capsys.readouterr().out

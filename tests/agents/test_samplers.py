@@ -17,6 +17,8 @@ from textgym_agents.lm.processors import Processors
 from textgym_agents.lm.rollout import collect, score_reference, token_kl
 from textgym_agents.lm.sampler import DecoderSampler, SampledCompletion, SampledRollouts, importance_weights
 
+from textgym import make_task
+
 pytest.importorskip("peft")
 
 
@@ -148,6 +150,8 @@ def test_a_task_with_a_mask_is_refused_by_name():
         adapted_agent(masked, sampler="http://localhost:1")
     with pytest.raises(ValueError, match="depends on the state"):
         SampledRollouts(dataclasses.replace(masked, min_new_tokens=2), Wrong([0.25] * 4))
+    with pytest.raises(ValueError, match="task 'Clarify': its environment answers in turns; a sampler takes"):
+        SampledRollouts(make_task("Clarify"), Wrong([0.25] * 4))
 
 
 def test_the_cap_needs_a_sampler():

@@ -310,3 +310,27 @@ def test_tf32_on_a_gpu_has_the_tolerance_of_its_mantissa(precision, kind):
         assert _precision(tiny_gpt2(), torch.device("cpu")) == torch.float32
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_a_model_that_has_changed_is_chosen_for_again():
+    model = tiny_llama()
+    assert isinstance(choose_backbone(model), LlamaBackbone)
+    model.gradient_checkpointing_enable()
+    assert isinstance(choose_backbone(model), HuggingFaceBackbone)
+    model.gradient_checkpointing_disable()
+    assert isinstance(choose_backbone(model), LlamaBackbone)
+    assert isinstance(choose_backbone(model.to(torch.bfloat16)), HuggingFaceBackbone)
+
+
+def test_a_model_with_an_adapter_is_read_with_it():
+    peft = pytest.importorskip("peft")
+    model = tiny_llama()
+    choose_backbone(model)
+    peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    assert isinstance(choose_backbone(model), HuggingFaceBackbone)
+
+
+def test_a_model_made_in_inference_mode_is_checked():
+    with torch.inference_mode():
+        model = tiny_llama()
+    assert isinstance(choose_backbone(model), LlamaBackbone)

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from textgym.preferences import Demonstration, Ranking, read_demonstrations, read_rankings, write_rankings
+from textgym.preferences import (
+    Demonstration,
+    Ranking,
+    read_demonstrations,
+    read_rankings,
+    write_demonstrations,
+    write_rankings,
+)
+from textgym.preferences.files import _read_ranking
 
 GOOD = b'{"prompt": "p", "chosen": "a", "rejected": "b"}'
 TRANSCRIPTS = rb'{"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}'
@@ -166,3 +174,20 @@ def test_reading_is_quick(tmp_path):
     assert len(read_rankings(path).rows) == 20_000
     # 100,000 rows in some seconds; a laptop takes about 0.2 s for these.
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.parquet"])
+def test_the_name_of_a_table_is_refused(tmp_path, name):
+    for write, row in (
+        (write_rankings, Ranking("p", ("a", "b"))),
+        (write_demonstrations, Demonstration("p", "a", True)),
+    ):
+        with pytest.raises(ValueError, match=r"^path='.*x\.\w+': rows are written as JSON lines"):
+            write(tmp_path / name, [row])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_rank_that_is_no_number_is_refused():
+    # A table can hold NaN where JSON cannot.
+    with pytest.raises(ValueError, match=r'a value of "ranks" is nan, allowed is a finite number'):
+        _read_ranking({"prompt": "p", "completions": ["a", "b", "c"], "ranks": [float("nan"), 2, 1]}, "rankings")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from textgym.codecs.chat import write_dialogue
 from textgym.preferences import Ranking, read_rankings
 from textgym.preferences.data import as_dialogue, split_transcripts, transcripts
 
@@ -87,3 +88,13 @@ def test_real_transcripts():
     # All rows but one part in their last turn.
     further = [ranking for ranking in reading.rows if any("\n\nAssistant:" in text for text in ranking.completions)]
     assert [ranking.completions[1][:25] for ranking in further] == [" A drag king is the oppos"]
+
+
+def test_a_prompt_of_messages_becomes_a_turn_each():
+    messages = [("user", "Hi"), ("assistant", "Yo"), ("user", "Hm")]
+    prompt = write_dialogue([{"role": role, "content": text} for role, text in messages])
+    dialogue = as_dialogue(Ranking(prompt, ("a", "b")))
+    assert transcripts(dialogue)[0] == "\n\nHuman: Hi\n\nAssistant: Yo\n\nHuman: Hm\n\nAssistant: a"
+    told = write_dialogue([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])
+    with pytest.raises(ValueError, match="has a system message, which transcripts do not know"):
+        as_dialogue(Ranking(told, ("a", "b")))

@@ -178,6 +178,9 @@ def test_rows_of_a_file_are_counted_and_renamed(tmp_path, question, answer):
     task = make_task("Gsm", prompts=f"{path}#rows=2", eval_prompts=path)
     assert (task.prompt_set("train").texts, len(task.prompt_set("eval"))) == (("0?", "1?"), 4)
     assert len(task.prompt_set("train").columns["answer"]) == 2
+    path.write_text("{" + path.read_text())
+    with pytest.raises(ValueError, match=r"problems\.jsonl, line 1: .*not JSON"):
+        make_task("Gsm", prompts=path)
 
 
 @pytest.mark.parametrize("words", [[")"], ["(", "1", "1", "1"], ["=", ")", ")"], ["(", ")", ")", "+"]])

@@ -132,7 +132,7 @@ def test_a_task_of_two_splits_goes_on_working() -> None:
             word_task(prompts=wrong)
 
 
-def test_a_longer_prompt_of_tune_does_not_change_the_observations() -> None:
+def test_observations_have_room_for_the_longest_prompt_of_all_splits() -> None:
     columns = {"bonus": [0.0]}
     splits = {
         "train": prompt_set(["a"], columns),
@@ -140,9 +140,9 @@ def test_a_longer_prompt_of_tune_does_not_change_the_observations() -> None:
         "tune": prompt_set(["a b a"], columns),
     }
     task = word_task(prompts=splits)
-    assert task.max_prompt_tokens == len(task.encoded("train")[0].ids) == 1
+    assert task.max_prompt_tokens == len(task.encoded("tune")[0].ids) == 3
     with pytest.raises(ValueError, match="tune prompt 0: 'a b a' has 3 tokens"):
-        task.encoded("tune")
+        word_task(prompts=splits, max_prompt_tokens=1).encoded("tune")
 
 
 @pytest.mark.parametrize("name", ["Text", "Json"])
@@ -176,3 +176,11 @@ def test_commands_take_the_split(capsys: Any, tmp_path: Any) -> None:
     code, _, err = run(capsys, "solve", "Distractor-v0", "--split", "tine")
     assert code == 2
     assert "tune" in err
+
+
+@pytest.mark.parametrize("name", ["Text", "Json"])
+def test_prompts_to_choose_settings_on_may_be_the_longest(name):
+    tune = ["Tell me a long story about it."]
+    task = make_task(name, prompts=["a"], eval_prompts=["b"], tune_prompts=tune)
+    assert task.max_prompt_tokens == len(task.vocabulary.encode_prompt(tune[0]))
+    TokenEnv(task, split="tune").reset(seed=0)

@@ -106,6 +106,9 @@ def test_json_with_a_file_of_prompts(tmp_path: Any) -> None:
     task = make_task("Json", schema=schema, prompts=str(file))
     assert paid(task, "train", "A fox.", '{"animal":"fox"}') == 1.0
     assert paid(task, "train", "A fox.", '{"animal":"hen"}') == pytest.approx(0.2)
+    for own, held in ((str(file), ["A hen."]), (["A hen."], str(file))):
+        with pytest.raises(ValueError, match=r"^prompts: those of \w+ have the column 'value', those of \w+ do not"):
+            make_task("Json", schema=schema, prompts=own, eval_prompts=held)
 
 
 def test_a_schema_that_is_no_grammar_needs_mask_false() -> None:

@@ -9,6 +9,7 @@ import pytest
 from core_tools import odd_after_even, word_task
 from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -198,3 +199,27 @@ def test_n_tokens_lie_in_no_more_than_n_minus_1_dimensions() -> None:
     assert np.ptp(_principal(rows, 5, allowed)[allowed], axis=0).min() > 0.1
     with pytest.raises(ValueError, match=r"dimensions=6: .* 16 for 6 allowed tokens; allowed is 5 at most"):
         _principal(rows, 6, allowed)
+
+
+ROWS = {
+    "top-k": lambda env: wrappers.VectorTopKActions(env, 2),
+    "allowed": wrappers.VectorAllowedActions,
+    "embedding": lambda env: wrappers.VectorEmbeddingActions(env, 2),
+}
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("kind", ROWS)
+def test_actions_are_as_many_as_rows(kind: str, count: int) -> None:
+    env = ROWS[kind](TokenVectorEnv(word_task(reference=bigram()), 3))
+    env.reset(seed=0)
+    with pytest.raises(InvalidAction, match="allowed is one for each of 3 sub-environments"):
+        env.step(np.repeat(env.action_space.sample()[:1], count, axis=0))
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_rows_are_wrapped_over_a_wrapper_of_gymnasium(kind: str) -> None:
+    env = ROWS[kind](RecordEpisodeStatistics(TokenVectorEnv(word_task(reference=bigram(), mask=odd_after_even), 3)))
+    env.reset(seed=0)
+    env.step(np.zeros_like(env.action_space.sample()))
+    env.set_states(env.unwrapped.get_states(range(3)))

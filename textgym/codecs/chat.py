@@ -63,6 +63,11 @@ def read_dialogue(prompt: str) -> list[Message]:
     return [{"role": "user", "content": prompt}]
 
 
+def as_one_message(text: str) -> str:
+    """Return the prompt of one user's message, whose text has a space in front where it reads like a dialogue."""
+    return text if len(read_dialogue(text)) == 1 else f" {text}"
+
+
 def one_message(prompt: str) -> str:
     """Return a prompt of one message. Raises: ValueError for one of several, which only a chat template can write."""
     if len(read_dialogue(prompt)) > 1:

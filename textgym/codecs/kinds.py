@@ -155,13 +155,18 @@ class FastCodec(Codec):
             return None
         if len(ids) != 1 or ids[0] in self.special_ids:
             return None
-        # An unknown word also becomes one token, which is another one.
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
-        return ids[0] if text.strip() == token.strip() else None
+        return ids[0] if _stands_for(self._tokenizer.decode(ids, skip_special_tokens=False), token) else None
 
     def save(self, folder: Path, config: JsonObject) -> None:
         """Write tokenizer.json and tokenizer_config.json."""
         _save(self._tokenizer, folder, config)
+
+
+def _stands_for(decoded: str, token: str) -> bool:
+    """Return whether a text of one token was encoded by it: an unknown word too becomes one token, another one."""
+    if token.isspace():  # a decoder may leave the first space of a text out
+        return decoded in (token, token.removeprefix(" "))
+    return decoded.strip() == token.strip()
 
 
 class SlowCodec(Codec):
@@ -205,8 +210,9 @@ class SlowCodec(Codec):
         if token in self._vocabulary:
             return self._vocabulary[token]
         ids = self._encode(token)
-        known = len(ids) == 1 and ids[0] not in self.special_ids and ids[0] != self._tokenizer.unk_token_id
-        return ids[0] if known else None
+        if len(ids) != 1 or ids[0] in self.special_ids or ids[0] == self._tokenizer.unk_token_id:
+            return None
+        return ids[0] if _stands_for(str(self._tokenizer.decode(ids)), token) else None
 
     def save(self, folder: Path, config: JsonObject) -> None:
         """Write the tokenizer's own files, which say what `config` does, with its chat template."""

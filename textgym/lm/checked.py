@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     Way = Callable[[PreTrainedModel], Backbone]
-_Key = tuple[bool, torch.dtype | None, tuple[int, ...]]
+_Key = tuple[bool, torch.dtype | None, tuple[int, ...], frozenset[torch.dtype]]
 _Answers = Callable[[Backbone, "_Rows"], Iterator["_Answer"]]
 
 # Tokens of a prompt and of the finished row. The rows stop one after the other, so that one of them pauses inside the
@@ -115,7 +115,9 @@ def choose_backbone(model: PreTrainedModel, lean: bool = True, tokens: int | Non
     thresholds = _thresholds(model, _SHORT if tokens is None else tokens)
     device = next(model.parameters()).device
     autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-    key = (lean, autocast, thresholds)
+    # An adapter that was put into it, another precision or gradient checkpointing makes it another model to run.
+    lean = lean and llama.supports(model)
+    key = (lean, autocast, thresholds, frozenset(each.dtype for each in model.parameters()))
     if key not in known:
         with undisturbed(model):
             way, faults, by_pieces = _find_way(model, lean, device, thresholds)
@@ -345,7 +347,7 @@ def undisturbed(model: PreTrainedModel) -> Iterator[None]:
     Raises: ValueError if the model's parameters were written to.
     """
     training = [module for module in model.modules() if module.training]
-    versions = [parameter._version for parameter in model.parameters() if not parameter.is_inference()]
+    versions = _versions(model)
     model.eval()
     try:
         device = next(model.parameters()).device
@@ -354,5 +356,9 @@ def undisturbed(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-    if versions != [parameter._version for parameter in model.parameters()]:
+    if versions != _versions(model):
         raise ValueError(f"model: {type(model).__name__} cannot be used, its forward changes its own parameters")
+
+
+def _versions(model: PreTrainedModel) -> list[int]:
+    return [parameter._version for parameter in model.parameters() if not parameter.is_inference()]

@@ -13,6 +13,8 @@ from itertools import combinations
 from statistics import fmean, median
 from typing import Generic, TypeVar
 
+from textgym.codecs.chat import read_dialogue
+
 Row = TypeVar("Row")
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
@@ -176,11 +178,18 @@ def transcripts(ranking: Ranking) -> tuple[str, str]:
 
 
 def as_dialogue(ranking: Ranking) -> Ranking:
-    """Return the ranking as a dialogue of one turn each; unchanged if its prompt ends in `ASSISTANT` already."""
+    """Return the ranking as a dialogue, a turn for each message; unchanged if its prompt ends in `ASSISTANT` already.
+
+    Raises: ValueError for a prompt with a system message, which has no tag.
+    """
     if ranking.prompt.endswith(ASSISTANT):
         return ranking
+    messages = read_dialogue(ranking.prompt)
+    if messages[0]["role"] == "system":
+        raise ValueError(f"prompt {ranking.prompt!r:.60}: has a system message, which transcripts do not know")
+    turns = (f"{HUMAN if each['role'] == 'user' else ASSISTANT} {each['content']}" for each in messages)
     answers = tuple(f" {text}" for text in ranking.completions)
-    return replace(ranking, prompt=f"{HUMAN} {ranking.prompt}{ASSISTANT}", completions=answers)
+    return replace(ranking, prompt=f"{''.join(turns)}{ASSISTANT}", completions=answers)
 
 
 def text_lengths(rows: Sequence[Ranking] | Sequence[Demonstration]) -> dict[str, dict[str, float]]:

@@ -14,6 +14,7 @@ Every line that cannot be used is a `Problem`; blank lines are no rows. What is 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, TypeVar, cast, get_args
@@ -32,7 +33,7 @@ from textgym.preferences.data import (
     split_transcripts,
     transcripts,
 )
-from textgym.rows import numbered_rows
+from textgym.rows import SUFFIXES, numbered_rows
 
 RankingFormat = Literal["trl", "transcripts", "rankings"]
 OnBroken = Literal["stop", "skip"]
@@ -73,7 +74,7 @@ def write_rankings(path: str | Path, rankings: Iterable[Ranking], format: Rankin
         rankings: of more than 2 become all their pairs in the formats "trl" and "transcripts".
         format: "transcripts" needs prompts that end where a turn of the assistant begins.
     Returns: the rows written.
-    Raises: ValueError for another format, or for what a format cannot hold.
+    Raises: ValueError for another format, for what a format cannot hold, or for the name of a table, as "x.csv".
     """
     if format not in get_args(RankingFormat):
         raise ValueError(not_one_of("format", format, get_args(RankingFormat)))
@@ -125,6 +126,10 @@ def _read(
 
 def _write(path: str | Path, rows: Iterable[JsonObject]) -> int:
     target = Path(path)
+    if target.suffix in SUFFIXES[1:]:  # which are read as tables
+        raise ValueError(
+            f"path={str(path)!r}: rows are written as JSON lines, so allowed is a name that ends in .jsonl"
+        )
     make_folder(target.parent)
     count = 0
     with replaced(target) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
@@ -292,6 +297,9 @@ def _typed(value: object, what: str, kind: type[Value], allowed: str = "") -> Va
         found = _NAMES.get(type(value), "a number")
         raise ValueError(f"{what} is {found}, allowed is {allowed or _NAMES.get(kind, 'a number')}")
     try:
-        return cast("Callable[[object], Value]", kind)(value)
+        result = cast("Callable[[object], Value]", kind)(value)
     except OverflowError:
         raise ValueError(f"{what} is too large a number") from None
+    if isinstance(result, float) and not math.isfinite(result):  # as a table can hold
+        raise ValueError(f"{what} is {result}, allowed is a finite number")
+    return result

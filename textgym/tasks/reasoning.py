@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
@@ -240,9 +241,7 @@ def gsm_task(
         parts = {"eval_": slice(HELD_OUT), "tune_": slice(HELD_OUT, 2 * HELD_OUT), "": slice(2 * HELD_OUT, None)}
         data: dict[str, Any] = {f"{split}prompts": texts[part] for split, part in parts.items()}
         data |= {f"{split}columns": {"answer": answers[part]} for split, part in parts.items()}
-        task = text_task(**data, gold=REWARD, **options)
-        room = max(task.max_prompt_tokens, *(len(task.vocabulary.encode_prompt(text)) for text in data["tune_prompts"]))
-        return replace(task, name="Gsm", family=FAMILY, max_prompt_tokens=options.get("max_prompt_tokens") or room)
+        return replace(text_task(**data, gold=REWARD, **options), name="Gsm", family=FAMILY)
     held_out = (None if source is None else _renamed(source) for source in (eval_prompts, tune_prompts))
     renamed, gold = _renamed(prompts), REWARD
     if isinstance(renamed, str | Path) and "answer=solution" in str(renamed):
@@ -260,8 +259,9 @@ def _renamed(source: PromptSource) -> PromptSource:
         return source
     mark = "#" if str(place) == str(source) else ","
     for _, read in islice(numbered_rows(source), 1):
-        keys = read().keys()
-        return next((f"{source}{mark}prompt={q},answer={a}" for q, a in KEYS if {q, a} <= keys), source)
+        with suppress(ValueError):  # of a broken row, which the reader of prompts names
+            keys = read().keys()
+            return next((f"{source}{mark}prompt={q},answer={a}" for q, a in KEYS if {q, a} <= keys), source)
     return source
 
 

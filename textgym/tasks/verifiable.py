@@ -215,7 +215,11 @@ def json_task(
         own = isinstance(schema, dict) and schema == SCHEMA
         splits = world_prompts(SHARES, value=_value) if own else world_prompts(SHARES)
     gold: dict[str, Any] = {"name": "json_schema", "schema": schema}
-    if "value" in splits["train"].columns:
+    valued = [split for split in splits if "value" in splits[split].columns]
+    if len(valued) not in (0, len(splits)):
+        without = next(split for split in splits if split not in valued)
+        raise ValueError(f"prompts: those of {valued[0]} have the column 'value', those of {without} do not")
+    if valued:
         rewards = {"schema": gold, "values": {"name": "json_values"}}
         gold = {"name": "weighted", "rewards": rewards, "weights": {"schema": VALID, "values": 1.0 - VALID}}
     return assemble("Json", FAMILY, splits, gold=gold, grammar=json_grammar(schema) if mask else None, **options)

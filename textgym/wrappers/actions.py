@@ -225,7 +225,9 @@ class _ChosenRows(RowsWrapper):
         """See `TokenVectorEnv.step`; the actions stand for tokens, those of rows that take none may be anything."""
         _check_begun(self._observation)
         taken = np.asarray(actions)
-        if self._idle.any() and len(taken) == self.num_envs:
+        if taken.shape[:1] != (self.num_envs,):
+            raise InvalidAction(f"actions {actions!r:.80}: allowed is one for each of {self.num_envs} sub-environments")
+        if self._idle.any():
             taken = np.where(self._idle.reshape(-1, *(1,) * (taken.ndim - 1)), taken.dtype.type(0), taken)
         return self._step(self.choice.take(taken, self._observation, self._masks()))
 

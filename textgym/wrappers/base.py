@@ -16,7 +16,7 @@ from textgym.episodes import action_space, observation_space
 from textgym.lm.reference import Reference
 from textgym.state import Observation, TokenState
 from textgym.task import Task, make_reference
-from textgym.vector_io import Infos, Seeds, call_rows
+from textgym.vector_io import Infos, Seeds, call_rows, found
 from textgym.vector_io import RowsEnv as RowsEnv
 from textgym.vector_io import Shown as Shown
 
@@ -144,7 +144,7 @@ class RowsWrapper(PassingWrapper):
 
     def set_states(self, states: list[TokenState], rows: list[int] | None = None) -> Shown:
         """See `TokenVectorEnv.set_states`."""
-        observation = self.env.set_states(states, rows)  # type: ignore[attr-defined]
+        observation = found(self.env, "set_states")(states, rows)
         self._start(list(range(self.num_envs) if rows is None else rows), states)
         return self._see(observation)
 
@@ -166,7 +166,7 @@ class RowsWrapper(PassingWrapper):
 
     def _masks(self) -> Masks:
         """Return the task's grammar in every row, bool (N, V); None where every allowed token always is."""
-        return None if self.task.mask is None else np.asarray(self.env.action_masks())  # type: ignore[attr-defined]
+        return None if self.task.mask is None else np.asarray(found(self.env, "action_masks")())
 
 
 class ShowingWrapper(SingleWrapper):

@@ -33,6 +33,8 @@ class MemoryFlags:
     """Tokens of the longest prompt."""
     new_tokens: int = 512
     """Tokens of the longest answer."""
+    masked: bool = False
+    """Count the masks of a task that has one, as Json-v0 does: a bit for each token of each state."""
     json: bool = False
     """Print JSON, in bytes."""
 
@@ -44,4 +46,4 @@ def main(arguments: list[str]) -> None:
         parse(MemoryFlags, arguments, "estimate-memory")
         raise UsageError(f"--agent {named_agent(arguments)}: allowed is a policy gradient on a causal LM, as lm-ppo")
     flags, config = parse_pair(MemoryFlags, kind, arguments, "estimate-memory", docstring(MemoryFlags))
-    show_estimate(flags.shape, config, flags.prompt_tokens, flags.new_tokens, flags.json)
+    show_estimate(flags.shape, config, flags.prompt_tokens, flags.new_tokens, flags.masked, flags.json)

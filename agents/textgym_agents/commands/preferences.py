@@ -17,6 +17,7 @@ from textgym.commands.console import UsageError, number, output, table, untruste
 from textgym.commands.flags import EnvOptions, find_id, parse
 from textgym.interrupts import disk_full_at
 from textgym.prompts import Split
+from textgym.rows import SUFFIXES
 from textgym_agents.commands.policies import open_policy
 
 if TYPE_CHECKING:
@@ -157,6 +158,8 @@ class PreferencesFlags:
             raise UsageError("ID: the environment is missing (or --check FILE)")
         if self.check is None and self.out is None:
             raise UsageError("--out: the file to write is missing, as in --out preferences.jsonl")
+        if self.out is not None and self.out.suffix in SUFFIXES[1:]:
+            raise UsageError(f"--out {str(self.out)!r}: rows are written as JSON lines, so the name must end in .jsonl")
         if self.out is not None and self.out.exists():
             raise UsageError(f"--out {str(self.out)!r}: is there already and is not overwritten; choose another name")
 
@@ -183,17 +186,21 @@ def main(arguments: list[str]) -> None:
 
 def _collect(flags: PreferencesFlags, env_id: str) -> tuple[Collected, JsonObject]:
     """Collect and write. Raises: UsageError if no prompt gave a ranking."""
-    from textgym.preferences import collect, disagreement, write_rankings
+    from textgym.preferences import Ranking, collect, disagreement, write_rankings
     from textgym.preferences.data import as_dialogue
 
     assert flags.out is not None
-    # Before the work: where no folder can be made, it would be lost.
+    # Before the work, which would be lost.
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     env, policy = open_policy(
         env_id, flags.policy, flags.env, flags.agent_class, "--policy", flags.trust_pickle, flags.split
     )
+    task = env.unwrapped.task
+    if flags.format == "transcripts":
+        for text in task.prompts[flags.split].texts:
+            as_dialogue(Ranking(text, ("a", "b")))
     collected = collect(
-        env.unwrapped.task,
+        task,
         policy,
         n=flags.n,
         candidates=flags.candidates,

@@ -258,13 +258,13 @@ def live_report(folder: Path, display: Display) -> Iterator[None]:
 
 
 def show_estimate(
-    model: str, config: OnPolicyConfig, prompt_tokens: int, new_tokens: int, as_json: bool = False
+    model: str, config: OnPolicyConfig, prompt_tokens: int, new_tokens: int, masked: bool, as_json: bool = False
 ) -> None:
     """Print what a run needs in memory."""
     from textgym_agents.lm.memory import GIB, LIBRARIES, estimate, plan_of
     from textgym_agents.lm.shapes import model_config
 
-    plan = plan_of(config, prompt_tokens, new_tokens)
+    plan = plan_of(config, prompt_tokens, new_tokens, masked)
     found = estimate(model_config(model, plan.lora_rank), plan)
     if as_json:
         print(json.dumps(asdict(found) | {"peak": found.peak, "libraries": LIBRARIES}, indent=2))

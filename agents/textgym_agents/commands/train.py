@@ -172,7 +172,7 @@ def show_memory(flags: TrainFlags, config: JsonObject) -> None:
     if model is None or not isinstance(settings, OnPolicyConfig):
         raise UsageError(f"--dry-run: {flags.agent} on {flags.id} is no policy gradient on a language model")
     settings = replace(settings, batch=batch_of(settings, flags.episodes))
-    show_estimate(model, settings, task.max_prompt_tokens, task.max_new_tokens)
+    show_estimate(model, settings, task.max_prompt_tokens, task.max_new_tokens, task.mask is not None)
 
 
 def _started_with(folder: RunFolder) -> TrainSettings:

@@ -38,14 +38,20 @@ LIBRARIES = GIB // 2
 """Bytes of Python and its libraries, or of a CUDA context: about half a GiB either way."""
 _UPDATE = ("update", "loss", "top", "bottom")  # peaks: of all, up to the loss, in the last and first layer's backward
 _MEASURES = ("cache", "read", "extending", "drawing", "scoring", "chunk", *_UPDATE)
-_ALWAYS = ("weights of the policy", "weights of the reference", "gradients", "Adam's moments", "kept tokens, as bits")
+_ALWAYS = (
+    "weights of the policy",
+    "weights of the reference",
+    "gradients",
+    "Adam's moments",
+    "sets of tokens, as bits",
+)
 _SCORED = ("features of a batch, of the policy", "features of a batch, of the reference")
 _PHASES = {  # parts that are held at moments of a phase, of which the peak is one
     "sampling": (
         ("prompts of a batch, as they are read",),
         ("key-value cache", "logits of a token of a batch", _SCORED[0]),
         (_SCORED[0], "the same, being put in order"),
-        (_SCORED[0], _SCORED[0], "kept tokens, being put in order"),  # features: in order, and by steps
+        (_SCORED[0], _SCORED[0], "sets of tokens, being put in order"),  # features: in order, and by steps
     ),
     "scoring": ((*_SCORED, "micro-batch, as the reference reads it"), (*_SCORED, "chunk of logits")),
 }
@@ -64,7 +70,7 @@ class Plan:
         lora_rank, lora_targets: of an adapter; the reference is then the model without it.
         reference_precision: of the reference's copy of the weights.
         reference_device: where the reference is, if it is not where the policy is.
-        kept_tokens: whether the tokens that a cut such as top-p has kept are held, a bit each.
+        token_sets: held for each state, a bit a token: what the task's mask allows, and what a cut such as top-p keeps.
         device: cpu or cuda: how many logits are made at once.
     Raises: ValueError for a number out of range or an unknown name.
     """
@@ -81,12 +87,13 @@ class Plan:
     lora_targets: str = "all-linear"
     reference_precision: Literal["float32", "bfloat16"] = "float32"
     reference_device: str | None = None
-    kept_tokens: bool = False
+    token_sets: int = 0
     device: Literal["cpu", "cuda"] = "cuda"
 
     def __post_init__(self) -> None:
         for name in ("batch", "prompt_tokens", "new_tokens", "micro_batch", "minibatches"):
             check_count(name, getattr(self, name))
+        check_count("token_sets", self.token_sets, least=0)
         self.lora.check_lora()
         for name in ("precision", "reference_precision"):
             check_choice(name, getattr(self, name), ("float32", "bfloat16"))
@@ -122,12 +129,10 @@ class MemoryEstimate:
         return max(self.phases.values())
 
 
-def plan_of(config: OnPolicyConfig, prompt_tokens: int, new_tokens: int) -> Plan:
-    """Return the plan of an agent's settings; no batch means 256. Raises: ValueError for fsdp, or a mask policy."""
+def plan_of(config: OnPolicyConfig, prompt_tokens: int, new_tokens: int, masked: bool = False) -> Plan:
+    """Return the plan of settings; masked: by the task; no batch: 256. Raises: ValueError for fsdp, a mask policy."""
     if config.parallel == "fsdp":
-        raise ValueError(
-            "parallel='fsdp': the estimate is of one process, 'ddp'; docs/scale.md has the cost model of more"
-        )
+        raise ValueError("parallel='fsdp': the estimate is of one process, 'ddp'; docs/scale.md has the costs of more")
     if config.mask_top_p < 1:
         raise ValueError(f"mask_top_p={config.mask_top_p}: the estimate knows no mask policy; allowed is 1.0")
     names = ("batch", "micro_batch", "minibatches", "precision", "gradient_checkpointing")
@@ -139,7 +144,7 @@ def plan_of(config: OnPolicyConfig, prompt_tokens: int, new_tokens: int) -> Plan
         settings |= {"reference_device": where}
     settings |= {"exact": config.kl == "exact", "device": "cpu" if config.device == "cpu" else "cuda"}
     cut = config.top_p < 1 or config.top_k is not None or config.min_p > 0
-    return Plan(prompt_tokens=prompt_tokens, new_tokens=new_tokens, kept_tokens=cut, **settings)
+    return Plan(prompt_tokens=prompt_tokens, new_tokens=new_tokens, token_sets=masked + cut, **settings)
 
 
 def _place(argument: str, name: str) -> tuple[str, int]:
@@ -176,7 +181,7 @@ def estimate(config: PretrainedConfig, plan: Plan) -> MemoryEstimate:
     copied = 0 if plan.lora_rank else run.parameters * _BYTES[plan.reference_precision]
     elsewhere = {plan.reference_device: copied} if plan.reference_device and copied else {}
     here, trained, states = 0 if elsewhere else copied, run.trained * 4, plan.batch * plan.new_tokens
-    features = states * run.feature_bytes if plan.exact else 0
+    features, bits = states * run.feature_bytes if plan.exact else 0, states * -(-run.size // 8)
     micro, other_micro = (max(each[name] for name in _UPDATE) - trained if each else 0 for each in (measures, other))
     names = ("micro-batch, every layer's values kept", "micro-batch, with gradient checkpointing")
     micro_name, other_name = names[:: -1 if plan.gradient_checkpointing else 1]
@@ -193,8 +198,8 @@ def estimate(config: PretrainedConfig, plan: Plan) -> MemoryEstimate:
         "the same, being put in order": 2 * features,
         "features of a batch, of the reference": features if plan.exact else 4 * states,
         "micro-batch, as the reference reads it": 0 if elsewhere else measures["scoring"],
-        "kept tokens, as bits": states * -(-run.size // 8) if plan.kept_tokens else 0,
-        "kept tokens, being put in order": 2 * states * -(-run.size // 8) if plan.kept_tokens else 0,
+        "sets of tokens, as bits": plan.token_sets * bits,
+        "sets of tokens, being put in order": (plan.token_sets + 1) * bits if plan.token_sets else 0,
         "chunk of logits": measures["chunk"],
         micro_name: max(micro, 0),
         other_name: max(other_micro, 0),

@@ -18,7 +18,7 @@ from textgym.checks import Floats, Ints
 from textgym.lm.categorical import chunks, sample
 from textgym.lm.causal import FORBIDDEN
 from textgym.play import Turn, play_batch, reset_groups
-from textgym.task import MinNewTokens, Task
+from textgym.task import MinNewTokens, Task, refuse_turns
 from textgym.vector import TokenVectorEnv
 from textgym_agents.config import Importance
 from textgym_agents.lm.devices import ALONE, Devices
@@ -136,7 +136,8 @@ class DecoderSampler:
 
 
 def check_sampled(task: Task) -> None:
-    """Raise ValueError for a task whose mask a sampler cannot apply: it depends on more than the tokens written."""
+    """Raise ValueError for a task with turns, whose replies a sampler does not see, or with a mask, see the error."""
+    refuse_turns(task, "a sampler")
     mask = task.mask.mask if isinstance(task.mask, MinNewTokens) else task.mask
     if mask is not None:
         raise ValueError(
@@ -150,7 +151,7 @@ class SampledRollouts:
     """Plays batches by a sampler, in the place of `textgym_agents.lm.rollout.collect`.
 
     Args:
-        task: says what may be written. Raises: ValueError if it has a mask, but for `min_new_tokens`.
+        task: says what may be written. Raises: ValueError if it has turns, or a mask but for `min_new_tokens`.
         sampler: writes the completions.
         weigh: what its actions weigh, by log pi(a) - log sampler(a) (N,) and the rows that they stand in (N,).
         rows_at_once: of a forward pass.

@@ -84,7 +84,8 @@ def encode_texts(task: Task, texts: Sequence[Demonstration]) -> tuple[Sequences,
     """Return texts as the episodes of a task that would have written them.
 
     A completion keeps its first `task.max_new_tokens` tokens; behind the last one that fits there is no end, since
-    the task ends the episode by itself. Of several stop tokens the first is the end: a text cannot say which it was.
+    the task ends the episode by itself. It ends at its first stop token, and what stands behind is left out. A text
+    that has none ends by the first of the task's: it cannot say by which.
     A prompt keeps its last `task.max_prompt_tokens`.
 
     Returns: the sequences, in order, and the number of texts of which something was cut.
@@ -110,11 +111,13 @@ def _encode(task: Task, text: Demonstration) -> tuple[list[int], list[int], bool
     tail = both.ids[both.prompt_tokens :]
     if not tail:
         raise ValueError("the completion has no tokens in this vocabulary, allowed is at least one")
-    kept = tail[: task.max_new_tokens]
+    ends = [place for place, token in enumerate(tail) if token in vocabulary.stop_ids]
+    kept = tail[: min(task.max_new_tokens, ends[0] + 1 if ends else len(tail))]
     for token in kept:
         if not vocabulary.allowed[token]:
             raise ValueError(f"the completion has token {token}, which the task does not allow")
-    return head.ids, kept, not head.cut and len(kept) == len(tail)
+    ended_twice = kept[-1] in vocabulary.stop_ids and len(ends) == len(tail) - len(kept) + 1
+    return head.ids, kept, not head.cut and (len(kept) == len(tail) or ended_twice)
 
 
 def of_rollout(rollout: Rollout, gamma: float = 1.0) -> Sequences:
