@@ -268,18 +268,25 @@ def _by_estimator(rows: Sequence[JsonObject], measure: str) -> Mapping[str, list
     return found
 
 
+def study_rows(path: Path) -> list[JsonObject]:
+    """Return the rows of a study. Raises: ValueError where there are none."""
+    if rows := read_lines(path):
+        return rows
+    raise ValueError(f"{path}: holds no row of a study; run it without --table first")
+
+
 def draw_study(rows: Sequence[JsonObject], folder: Path) -> None:
     """Draw coverage against effective samples, and error and coverage against distance, as two PNGs."""
     chosen = {name: own for name, own in _by_estimator(rows, "objective").items() if name != "lower bound"}
     with two_panels(folder / "ope_samples.png", "Coverage of J by effective samples", (8.0, 6.4), (2.0, 1.0)) as axes:
-        for name, hue in zip(chosen, HUES, strict=True):
+        for name, hue in zip(chosen, HUES, strict=False):
             logs, held = (np.sum([row[key] for row in chosen[name]], axis=0) for key in ("logs", "t"))
             axes[0].plot(held / np.maximum(logs, 1), color=hue, marker="o", markersize=4, label=name)
             axes[1].plot(logs / logs.sum(), color=hue, marker="o", markersize=4)
         labels = [f"{each:g}-" for each in BINS]
         _finish(axes[0], axes[1], "intervals that hold J", "share of the logs", labels, "effective samples, from")
     with two_panels(folder / "ope_distance.png", "Error and coverage by distance", (8.0, 6.4), (1.0, 1.0)) as axes:
-        for name, hue in zip(chosen, HUES, strict=True):
+        for name, hue in zip(chosen, HUES, strict=False):
             by = [[row for row in chosen[name] if row["share"] == share] for share in SHARES]
             errors = [np.mean([np.hypot(row["bias"], row["spread"]) for row in here]) for here in by]
             axes[1].semilogy(errors, color=hue, marker="o", markersize=4)
@@ -322,7 +329,7 @@ def main() -> None:
         for name in flags.tasks:
             found = [row for row in read_lines(path) if row["task"] != name]
             write_text(path, "".join(map(json_line, [*found, *study(name, flags.repetitions, flags.size)])))
-    rows = read_lines(path)
+    rows = study_rows(path)
     for measure in ("objective", "reward"):
         print_study(rows, measure)
     draw_study(rows, flags.out)

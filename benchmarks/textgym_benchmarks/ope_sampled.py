@@ -29,10 +29,10 @@ from textgym_agents.training.folder import RunFolder
 
 from textgym.checks import Floats, Ints, JsonObject
 from textgym.commands.console import number, table
-from textgym.files import json_line, make_folder, read_lines, write_text
+from textgym.files import json_line, make_folder, write_text
 from textgym.lm.reference import Observation, Reference
 from textgym.sampling import play
-from textgym_benchmarks.ope import bootstrap_counts, judged_rows, print_study
+from textgym_benchmarks.ope import bootstrap_counts, judged_rows, print_study, study_rows
 
 PARTS: Final = (0.1, 0.25, 0.4, 0.6, 0.8, 1.0)
 """Weights of the run's log-probabilities against its reference's."""
@@ -149,6 +149,7 @@ def study_run(
         raise ValueError(
             f"task {task.name!r}: allowed are tasks that pay at the end, undiscounted, without turns or mask"
         )
+    least = getattr(task.reward, "minimum", None)
     pool = SampledPool.of(agent, episodes, seed)
     worth = [sampled_worth(agent, part, per_prompt, seed + 1 + place) for place, part in enumerate(PARTS)]
     truths = {name: [each[name] for each in worth] for name in ("reward", "objective")}
@@ -159,10 +160,14 @@ def study_run(
             for measure, beta in (("reward", 0.0), ("objective", task.beta)):
                 yield measure, place, pool.log(drawn, place, beta)
 
-    least = float(getattr(task.reward, "minimum", -np.inf))
     span = truths["objective"][-1] - float(pool.returns.mean())
     for row in judged_rows(
-        (draw() for _ in range(repetitions)), bootstrap_counts(seed, size), truths, span, PARTS, least
+        (draw() for _ in range(repetitions)),
+        bootstrap_counts(seed, size),
+        truths,
+        span,
+        PARTS,
+        -np.inf if least is None else float(least),
     ):
         if "share" in row:
             own = worth[PARTS.index(row["share"])]
@@ -230,7 +235,7 @@ def main() -> None:
             raise ValueError(f"run={flags.run!r}: allowed is one of an agent on a language model")
         rows = study_run(agent, flags.repetitions, flags.size, flags.episodes, flags.per_prompt)
         write_text(path, "".join(map(json_line, rows)))
-    found = read_lines(path)
+    found = study_rows(path)
     print_truths(found)
     for measure in ("objective", "reward"):
         print_study(found, measure, PARTS)

@@ -68,7 +68,7 @@ def test_weights_are_counted():
     for who in ("policy", "reference"):  # 8 rows of 4 states, 16 floats each
         assert parts[f"features of a batch, of the {who}"] == 8 * 4 * 16 * 4
     bits = estimate(model.config, Plan(**{**vars(SMALL), "token_sets": 1}))
-    assert bits.parts["sets of tokens, as bits"] == 8 * 4 * 2  # 11 tokens are two bytes
+    assert bits.parts["token sets, as bits"] == 8 * 4 * 2  # 11 tokens are two bytes
 
 
 @pytest.mark.long
@@ -239,8 +239,8 @@ def test_sets_of_tokens_are_held_more_often_while_they_are_put_in_order(sets):
     plan = Plan(batch=64, prompt_tokens=8, new_tokens=64, token_sets=sets)
     bits = 64 * 64 * 4096 // 8
     found = estimate(config, plan)
-    assert found.parts["sets of tokens, as bits"] == sets * bits
-    assert found.parts["sets of tokens, being put in order"] == (sets + 1) * bits  # joined, in order, those before
+    assert found.parts["token sets, as bits"] == sets * bits
+    assert found.parts["token sets, being put in order"] == (sets + 1) * bits  # joined, in order, those before
     assert found.phases["sampling"] >= found.parts["weights of the policy"] + (2 * sets + 1) * bits
 
 
@@ -249,6 +249,6 @@ def test_a_task_with_a_mask_has_its_masks_counted(capsys):
     assert [plan_of(replace(config, top_p=top_p), 6, 4, masked).token_sets for top_p, masked in
             ((1.0, False), (1.0, True), (0.9, False), (0.9, True))] == [0, 1, 1, 2]  # fmt: skip
     textgym_main(["train", "textgym/Json-v0", "--dry-run"])
-    assert "sets of tokens, as bits" in capsys.readouterr().out
+    assert "token sets, as bits" in capsys.readouterr().out
     textgym_main(["train", "textgym/Helpful-v0", "--dry-run"])
-    assert "sets of tokens" not in capsys.readouterr().out
+    assert "token sets" not in capsys.readouterr().out

@@ -22,7 +22,8 @@ from solver_tools import (
     score,
     small_task,
 )
-from textgym_benchmarks.microscope.exact import Critic
+from textgym_agents import make_agent, make_env
+from textgym_benchmarks.microscope.exact import Critic, critic_of
 from textgym_benchmarks.microscope.record import TraceRequest, record
 from textgym_benchmarks.microscope.trace import parting, trace_json
 
@@ -267,10 +268,10 @@ def test_what_the_reference_never_writes_costs_infinitely_much_and_stays_json():
 def test_without_a_price_an_infinite_kl_costs_nothing():
     trace = traced(Fixed(0.5, 0.5), letters(), Fixed(1.0, 0.0), completion="b a", beta=0.0)
     assert (trace.kl, trace.objective) == (math.inf, trace.total_return)
-    critic = Critic(lambda observation: np.array([0.5]), "later")
-    assert critic.value({}, math.inf, 0.0) == 0.5
-    assert critic.value({}, 2.0, 0.1) == pytest.approx(0.3)
-    assert critic.value({}, math.inf, 0.1) == -math.inf
+    free, charged = (Critic(lambda observation: np.array([0.5]), "later", charge) for charge in (0.0, 0.1))
+    assert free.value({}, math.inf) == 0.5
+    assert charged.value({}, 2.0) == pytest.approx(0.3)
+    assert charged.value({}, math.inf) == -math.inf
 
 
 def test_looking_moves_no_reward_that_learns():
@@ -364,3 +365,16 @@ def test_what_the_environment_wrote_stands_behind_the_turn():
     assert trace_json([trace])["traces"][0]["steps"][0]["reply"] == [*first.reply]
     with pytest.raises(ValueError, match="'TwentyQuestions' writes, too; allowed is to sample one"):
         record(uniform, task, uniform, TraceRequest(completion="<1"))
+
+
+def test_the_kl_that_a_value_head_leaves_out_is_charged_at_the_beta_of_the_agent():
+    env = make_env("textgym/Stop-v0", 8)
+    agent = make_agent("lm-ppo", env, beta=1.0, kl="exact", model="table", batch=64, device="cpu")
+    agent.learn(env, 128)
+    found = critic_of(agent, env.unwrapped.task.beta)
+    assert (found.counts, found.charge) == ("later", 1.0)
+    assert "V - 1 KL(s) with the agent's beta" in found.meaning
+    task = env.unwrapped.task
+    trace = record(agent, task, agent.reference, TraceRequest(seed=1))
+    seen, _ = make_env("textgym/Stop-v0", 1).reset(options={"prompt_index": trace.prompt_index})
+    assert trace.steps[0].value == pytest.approx(float(agent.values(seen)[0]) - trace.steps[0].kl)

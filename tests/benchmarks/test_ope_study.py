@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from textgym_agents import make_agent, make_env
+from textgym_benchmarks import ope, ope_sampled
 from textgym_benchmarks.ope import BINS, SHARES, LogPool, between, coverage, draw_study, print_study, study
 from textgym_benchmarks.ope_sampled import PARTS, Mixture, SampledPool, print_truths, sampled_worth, study_run
 
@@ -117,3 +118,22 @@ def test_the_sampled_study_has_a_row_for_every_policy_and_prints_them(moved, tmp
     shown = capsys.readouterr().out
     assert "KL, nats" in shown
     assert "±" in shown
+
+
+@pytest.mark.slow
+def test_a_reward_without_a_least_value_has_no_lower_bound():
+    words = {"prompts": ["a"], "tokenizer": ["a", "b"], "reference": "uniform", "max_new_tokens": 2}
+    env = make_env("textgym/Text-v0", 32, reward={"name": "length", "target": 1}, **words)
+    agent = make_agent("rloo", env, batch=32, epochs=1, minibatches=1, learning_rate=0.02, device="cpu")
+    agent.learn(env, 64)
+    names = {row["estimator"] for row in study_run(agent, 2, 20, 40, 4) if "estimator" in row}
+    assert "doubly robust" in names
+    assert "lower bound" not in names
+
+
+@pytest.mark.parametrize("module", [ope, ope_sampled])
+def test_a_folder_without_a_study_is_named(module, tmp_path, monkeypatch):
+    words = ["RUN"] if module is ope_sampled else []
+    monkeypatch.setattr("sys.argv", ["study", *words, "--out", str(tmp_path), "--table"])
+    with pytest.raises(ValueError, match=r"jsonl: holds no row of a study; run it without --table first"):
+        module.main()

@@ -387,6 +387,32 @@ def test_names_are_told_apart_where_they_clash_and_only_there():
     assert len(set(labels)) == len(labels) == 6
 
 
+def test_other_settings_are_told_apart_whatever_their_seeds():
+    data = copy.deepcopy([each for each in made() if each["cell"]["agent"] == "lm-ppo"])
+    for each in data:
+        each["cell"] = {k: v for k, v in each["cell"].items() if k != "key"}
+        each["cell"]["config"] = {"beta": 0.3} if each["cell"]["seed"] == 2 else {}
+    assert set(summarise(results_of(data)).agents) == {"lm-ppo {}", 'lm-ppo {"beta":0.3}'}
+
+
+def test_tasks_of_other_modules_have_labels_of_their_own():
+    data = copy.deepcopy([each for each in made() if "Bandit" in each["cell"]["id"]])
+    for each in data:
+        each["cell"] = {k: v for k, v in each["cell"].items() if k != "key"}
+        each["cell"]["id"] = f"mine_{each['cell']['seed'] % 2}:lab/Bandit-v0"
+    labels = [problem.label for problem in summarise(results_of(data)).problems]
+    assert len(set(labels)) == len(labels) == 2
+
+
+def test_scores_that_differ_by_rounding_are_equal():
+    most, least = 1.0000000000000004, 0.9999999999999991
+    summary = summarise(changed(("lm-ppo", "", None, scored(most)), ("rloo", "", None, scored(least))))
+    pairs = summary.pairwise
+    assert pairs.rows[pairs.agents.index("lm-ppo")][pairs.agents.index("rloo")].value == 0.5
+    (line,) = (each for each in summary.profiles if each.agent == "lm-ppo")
+    assert line.share[summary.thresholds.index(1.0)] == 0.0
+
+
 @pytest.mark.slow
 def test_the_same_results_give_the_same_summary_and_others_change_no_row():
     assert summarise(results_of(made())) == summary_of_made()

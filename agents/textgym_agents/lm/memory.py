@@ -38,20 +38,14 @@ LIBRARIES = GIB // 2
 """Bytes of Python and its libraries, or of a CUDA context: about half a GiB either way."""
 _UPDATE = ("update", "loss", "top", "bottom")  # peaks: of all, up to the loss, in the last and first layer's backward
 _MEASURES = ("cache", "read", "extending", "drawing", "scoring", "chunk", *_UPDATE)
-_ALWAYS = (
-    "weights of the policy",
-    "weights of the reference",
-    "gradients",
-    "Adam's moments",
-    "sets of tokens, as bits",
-)
+_ALWAYS = ("weights of the policy", "weights of the reference", "gradients", "Adam's moments", "token sets, as bits")
 _SCORED = ("features of a batch, of the policy", "features of a batch, of the reference")
 _PHASES = {  # parts that are held at moments of a phase, of which the peak is one
     "sampling": (
         ("prompts of a batch, as they are read",),
         ("key-value cache", "logits of a token of a batch", _SCORED[0]),
         (_SCORED[0], "the same, being put in order"),
-        (_SCORED[0], _SCORED[0], "sets of tokens, being put in order"),  # features: in order, and by steps
+        (_SCORED[0], _SCORED[0], "token sets, being put in order"),  # features: in order, and by steps
     ),
     "scoring": ((*_SCORED, "micro-batch, as the reference reads it"), (*_SCORED, "chunk of logits")),
 }
@@ -198,8 +192,8 @@ def estimate(config: PretrainedConfig, plan: Plan) -> MemoryEstimate:
         "the same, being put in order": 2 * features,
         "features of a batch, of the reference": features if plan.exact else 4 * states,
         "micro-batch, as the reference reads it": 0 if elsewhere else measures["scoring"],
-        "sets of tokens, as bits": plan.token_sets * bits,
-        "sets of tokens, being put in order": (plan.token_sets + 1) * bits if plan.token_sets else 0,
+        "token sets, as bits": plan.token_sets * bits,
+        "token sets, being put in order": (plan.token_sets + 1) * bits if plan.token_sets else 0,
         "chunk of logits": measures["chunk"],
         micro_name: max(micro, 0),
         other_name: max(other_micro, 0),

@@ -88,10 +88,12 @@ class Planner:
         log_policy = np.full((len(rows), self._task.vocabulary.size), -np.log(self._task.vocabulary.size))
         values = np.zeros(len(rows))
         most = _NUMBERS_AT_ONCE // self._task.vocabulary.size
-        size = max(1, min(_ROOTS_AT_ONCE, most, self.forest.most // (self._config.simulations + 1)))
+        start = 0
         with scorers_restored(self._task.scorer, self._task.gold_scorer):
-            for start in range(0, len(distinct), size):
-                part = distinct[start : start + size]
+            while start < len(distinct):
+                room = (self.forest.most - len(self.forest)) // (self._config.simulations + 1)
+                part = distinct[start : start + max(1, min(_ROOTS_AT_ONCE, most, room))]
+                start += len(part)
                 seen = {name: array[part] for name, array in observation.items()}
                 nodes = self._searched([rows[row] for row in part], seen, anew)
                 log_policy[part] = self._whole(nodes, seen, None if masks is None else masks[part])

@@ -30,7 +30,7 @@ _WORDS: Final[dict[Counts, str]] = {
     "objective": "V counts the rewards to come, less beta times the KL to come",
     "later": (
         "the agent's V leaves the KL of its own state to the loss; "
-        "shown is V - beta KL(s), which counts that KL too, as J does"
+        "shown is V - {charge:g} KL(s) with the agent's beta, which counts that KL too, as J does"
     ),
     "return": "V counts the rewards to come and no KL; so does the advantage made from it",
 }
@@ -44,34 +44,46 @@ class Critic:
     Attributes:
         ask: the agent's `values`; None where it has learned none.
         counts: "objective": rewards and KL to come; "later": the KL of s itself is left out; "return": no KL at all.
+        charge: beta of the KL that is left out, reward units a nat.
     """
 
     ask: Callable[[Observation], NDArray[np.floating]] | None
     counts: Counts = "objective"
+    charge: float = 0.0
 
     @property
     def meaning(self) -> str:
         """Describe in words what is shown as V."""
-        return "the agent has no learned values" if self.ask is None else _WORDS[self.counts]
+        return "the agent has no learned values" if self.ask is None else _WORDS[self.counts].format(charge=self.charge)
 
-    def value(self, observation: Observation, kl: float | None, beta: float) -> float | None:
+    def value(self, observation: Observation, kl: float | None) -> float | None:
         """Return V of one state (a batch of one observation) of this KL(pi || ref), nats, in reward units at time 0."""
         if self.ask is None:
             return None
         value = float(np.asarray(self.ask(observation), dtype=np.float64)[0])
-        return value - beta * kl if self.counts == "later" and beta and kl else value
+        return value - self.charge * kl if self.charge and kl else value
 
 
-def critic_of(agent: object) -> Critic:
-    """Return the critic of an agent. A class of the user's that has `values` is taken to give V of J."""
+def critic_of(agent: object, beta: float) -> Critic:
+    """Return the critic of an agent. A class of the user's that has `values` is taken to give V of J.
+
+    Args: beta: of the KL, where the agent does not say by which it has learned.
+    """
     agent = as_agent(agent)
     if not agent.critic:
         return Critic(None)
     ask, config = agent.values, agent.config
     if getattr(config, "backup", "soft") != "soft":
         return Critic(ask, "return")
-    by_kind: dict[object, Counts] = {"exact": "later", "k2": "later", "k3": "return", "k3-ratio": "return"}
-    return Critic(ask, by_kind.get(getattr(config, "kl", None), "objective"))
+    kind = getattr(config, "kl", None)
+    charge = beta if kind in ("exact", "k2") else 0.0
+    if hasattr(agent, "controller"):  # one on a language model, which has imported torch
+        from textgym_agents.lm.critic import uncharged
+
+        charge = uncharged(agent)
+    if charge:
+        return Critic(ask, "later", charge)
+    return Critic(ask, "return" if kind in ("k3", "k3-ratio") else "objective")
 
 
 @dataclass(frozen=True)

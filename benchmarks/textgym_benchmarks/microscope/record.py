@@ -142,9 +142,9 @@ def record(
     if task.turns is not None and request.completion is not None:
         raise ValueError(f"completion: the environment of {task.name!r} writes, too; allowed is to sample one")
     beta = task.beta if request.beta is None else request.beta
-    critic = critic_of(agent)
+    critic = critic_of(agent, beta)
     with scorers_restored(task.scorer):
-        moments, final = _play(agent, task, reference, critic, request, beta)
+        moments, final = _play(agent, task, reference, critic, request)
     prompt = moments[0].state.prompt
     exact, why_not, why_no_policy = solve_prompt(
         task, request.split, prompt, agent, reference, beta, request.max_states
@@ -170,7 +170,7 @@ def record(
 
 
 def _play(
-    agent: Agent, task: Task, reference: Reference, critic: Critic, request: TraceRequest, beta: float
+    agent: Agent, task: Task, reference: Reference, critic: Critic, request: TraceRequest
 ) -> tuple[list[_Moment], FinalInfos]:
     completion = None if request.completion is None else given_tokens(task, request.completion)
     env = batch_env(task, 1, request.split)
@@ -183,7 +183,7 @@ def _play(
     def choose(turn: Turn) -> Ints:
         mask = None if turn.masks is None else turn.masks[0]
         view = view_of(agent, reference, turn.observation, mask, turn.time)
-        seen.append((env.get_states()[0], view, critic.value(turn.observation, view.kl, beta)))
+        seen.append((env.get_states()[0], view, critic.value(turn.observation, view.kl)))
         noise = generator.gumbel(size=task.vocabulary.size)
         if completion is not None:
             token, allowed = completion[turn.time], task.vocabulary.allowed if mask is None else mask

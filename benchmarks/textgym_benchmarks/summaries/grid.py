@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -59,9 +59,9 @@ def finals(results: Iterable[Result], measure: str) -> list[float]:
 
 
 def clipped(result: Result) -> float | None:
-    """Return the final optimality, at least `FLOOR`; None where there is none."""
+    """Return the final optimality, at least `FLOOR`, to nine digits: equal ones, by rounding, win nothing by it."""
     score = final(result, "optimality")
-    return None if score is None else max(score, FLOOR)
+    return None if score is None else round(max(score, FLOOR), 9)
 
 
 def learning_time(result: Result, name: str) -> float | None:
@@ -233,8 +233,8 @@ def _labels(cells: Iterable[Cell]) -> list[str]:
         options = ", ".join(f"{name} {canonical(value)}" for name, value in cell.env.items())
         reward = "" if cell.reward_name == "default" else cell.reward_name
         short = ", ".join(part for part in (cell.short_id, reward, options) if part)
-        parts.append((short, f"{cell.episodes:,} episodes", f"reward {canonical(cell.reward)}"))
-    for length in (1, 2):
+        parts.append((short, f"{cell.episodes:,} episodes", f"reward {canonical(cell.reward)}", cell.id))
+    for length in (1, 2, 3):
         labels = [", ".join(part[:length]) for part in parts]
         if len(set(labels)) == len(labels):
             return labels
@@ -244,10 +244,12 @@ def _labels(cells: Iterable[Cell]) -> list[str]:
 def agent_names(results: Sequence[Result]) -> dict[str, str]:
     """Return key of a cell -> name of its agent; where a name stands for several, with the settings that differ.
 
-    A name may stand for other settings on other problems: only two cells with the same problem and seed are a clash.
+    A name may stand for other settings on other problems: only those of one problem are a clash, whatever their seeds.
     """
-    cells = Counter((result.cell.name, _identity(result), result.cell.seed) for result in results)
-    clashing = {name for (name, _, _), count in cells.items() if count > 1}
+    kinds: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for result in results:
+        kinds[result.cell.name, _identity(result)].add(canonical([result.cell.agent, dict(result.cell.config)]))
+    clashing = {name for (name, _), found in kinds.items() if len(found) > 1}
     settings: dict[str, list[set[str]]] = defaultdict(list)
     for result in results:
         settings[result.cell.name].append({canonical(pair) for pair in result.cell.config.items()})

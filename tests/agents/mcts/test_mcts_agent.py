@@ -1,5 +1,6 @@
 """The searching agent: it answers the same when asked again, keeps its tree, survives its folder, and is bounded."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -134,6 +135,18 @@ def test_a_full_tree_is_emptied_and_says_so():
         logs = agent.log_probs(tree.observations(2, tree.levels[2].running))
     np.testing.assert_allclose(np.exp(logs).sum(1), 1.0)
     assert len(agent.planner.forest) <= 40
+
+
+def test_a_tree_with_room_for_some_of_the_searches_is_kept():
+    task = small_task()
+    agent = make_agent("mcts", batch_env(task), simulations=15)
+    states = all_states(task)
+    before = len(agent.planner.forest)
+    agent.planner.forest.most = before + 16 * (len(states["input_ids"]) - 1)  # searches take less than is kept for them
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agent.log_probs(states)
+    assert agent.planner.searches > 1
 
 
 def test_memory_for_less_than_one_search_is_refused():
