@@ -111,6 +111,12 @@ def test_a_file_with_a_list_for_one_word_is_refused(tmp_path):
         parse(Own, ["--config", str(tmp_path / "run.toml")], "own")
 
 
+def test_a_date_in_a_file_is_named(tmp_path):
+    (tmp_path / "run.toml").write_text("[env]\nwhen = 2020-01-02\n")
+    with pytest.raises(UsageError, match=r"run\.toml: env\.when holds what is no JSON, such as a date \(2020-01-02\)"):
+        with_config(["--config", str(tmp_path / "run.toml")])
+
+
 def test_every_flag_of_several_words_may_be_repeated():
     words = ["ID", "--words", "a", "--number", "2", "--words", "b", "--counts", "1", "--counts=2"]
     assert parse(Own, words, "own") == Own("ID", ("a", "b"), (1, 2), number=2)

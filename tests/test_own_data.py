@@ -70,6 +70,11 @@ def test_a_limit_that_no_prompt_keeps_is_named_with_the_shortest() -> None:
         fit_prompts(splits, templated, 10, "drop")
     with pytest.warns(TextGymWarning, match="2 of 3 train prompts"):
         assert fit_prompts(splits, templated, 11, "drop")["train"].texts == ("xy",)
+    unused = {"train": prompt_set(["a", "b", "abcdef", "abcd"], None, [0, 0, 1, 1])}
+    with pytest.raises(
+        ValueError, match=r"no train prompt is left that is ever drawn, the shortest of 2 has 13 tokens"
+    ):
+        fit_prompts(unused, templated, 11, "drop")
 
 
 def test_long_prompts_are_refused_where_nobody_says_otherwise() -> None:

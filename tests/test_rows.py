@@ -237,3 +237,26 @@ def test_messages_as_pandas_writes_them_are_broken_rows_and_texts_in_brackets_ar
         ("[INST] q", "[1]"),
         ("[]", "[2]"),
     ]
+
+
+def test_a_long_cell_of_csv_is_read(tmp_path: Path) -> None:
+    path, before = tmp_path / "x.csv", csv.field_size_limit()
+    path.write_text("prompt,answer\n" + "word " * 30_000 + ",1\n")
+    (text,), columns = read_prompts(path)
+    assert (len(text), columns) == (150_000, {"answer": [1]})
+    assert csv.field_size_limit() == before
+
+
+def test_a_column_may_have_two_names(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("question\n12\n13\n")
+    for options in ("prompt=question,answer=question", "answer=question,prompt=question"):
+        assert read_prompts(f"{path}#{options}") == (["12", "13"], {"answer": ["12", "13"]})
+
+
+def test_a_column_of_parquet_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.Table.from_arrays([pyarrow.array(["right"]), pyarrow.array(["wrong"])], names=["prompt", "prompt"])
+    import_module("pyarrow.parquet").write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"x\.parquet: a column's name stands twice in \['prompt', 'prompt'\]"):
+        read_prompts(tmp_path / "x.parquet")

@@ -51,6 +51,6 @@ def how_it_ended(code: int) -> str:
     """Return how a process ended, in words. Args: code: its `returncode`; a negative one is a signal, on POSIX."""
     if code >= 0:
         return f"exit code {code}"
-    name = signal.Signals(-code).name
+    name = {each.value: each.name for each in signal.Signals}.get(-code, str(-code))  # some have none
     why = ", by which the system ends what takes too much memory: fewer workers take less"
     return f"signal {name}{why if name == 'SIGKILL' else ''}"

@@ -187,9 +187,11 @@ def _fit(name: str, split: PromptSet, length: Callable[[str], int], most: int, o
     if (enough := max(map(length, cut.values()), default=0)) > most:
         said = f"a {name} prompt cut to its last character has {enough} tokens, the chat template's included"
         raise ValueError(f"max_prompt_tokens={most}: {said}; allowed is {enough} or more")
-    if not (cut or kept):
-        enough = min(map(length, split.texts))
-        said = f"no {name} prompt is left, the shortest of {len(split)} has {enough} tokens"
+    if not (cut or split.weights[kept].any()):
+        drawn = np.flatnonzero(split.weights)
+        enough = min(length(split.texts[i]) for i in drawn)
+        left = "is left that is ever drawn" if kept else "is left"
+        said = f"no {name} prompt {left}, the shortest of {len(drawn)} has {enough} tokens"
         raise ValueError(f"max_prompt_tokens={most}: {said}; allowed is {enough} or more")
     did = f"have more than max_prompt_tokens={most} tokens and are {'cut' if cut else 'left out'}"
     warnings.warn(f"{len(long)} of {len(split)} {name} prompts {did}", TextGymWarning, stacklevel=4)

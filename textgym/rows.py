@@ -143,17 +143,19 @@ def _csv_rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, Rea
         raise ValueError(f"{path}, line 1: {error}") from error
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
     lines: list[tuple[int, list[str]]] = []
+    before = csv.field_size_limit(2**31 - 1)  # of the whole process, 128 KiB by default
     try:
         lines += ((reader.line_num, cells) for cells in reader if cells)
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+    finally:
+        csv.field_size_limit(before)
     if not lines:
         return
     header = lines.pop(0)[1]
-    if len(set(header)) < len(header):
-        raise ValueError(f"{path}, line 1: a column's name stands twice in {header!s:.200}")
+    _check_names(f"{path}, line 1", header)
     whole = [cells for _, cells in lines if len(cells) == len(header)]
-    asked = {own: name for name, own in columns.items()}
+    asked = dict(sorted(((own, name) for name, own in columns.items()), key=lambda pair: pair[1] in _TEXTS))
     cells_by_column = list(zip(*whole, strict=True)) or [()] * len(header)
     typed = [_csv_column(asked.get(name, name), cells) for name, cells in zip(header, cells_by_column, strict=True)]
     good = iter(zip(*typed, strict=True))
@@ -162,6 +164,11 @@ def _csv_rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, Rea
             yield number, partial(_csv_row, header, next(good))
         else:
             yield number, partial(_uneven, len(cells), len(header))
+
+
+def _check_names(where: object, names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        raise ValueError(f"{where}: a column's name stands twice in {names!s:.200}")
 
 
 def _csv_row(header: Sequence[str], values: Sequence[object]) -> JsonObject:
@@ -201,6 +208,7 @@ def _parquet_rows(path: Path) -> Iterator[JsonObject]:
     from pyarrow import parquet
 
     with reading(path, "the table"), parquet.ParquetFile(path) as file:
+        _check_names(path, file.schema_arrow.names)
         for batch in file.iter_batches():
             yield from batch.to_pylist()
 

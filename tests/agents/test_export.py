@@ -213,3 +213,19 @@ def test_a_checkpoint_without_a_run_has_a_card_without_numbers(exported, capsys,
     text = (tmp_path / "out/README.md").read_text()
     assert "# rloo\n" in text
     assert "None: the policy is of no finished run." in text
+
+
+def test_a_kept_checkpoint_is_one_of_its_run(exported, capsys, tmp_path):
+    import shutil
+
+    shutil.copytree(exported / "run", tmp_path / "run")
+    kept = tmp_path / "run/checkpoints/1"
+    shutil.copytree(tmp_path / "run/checkpoint", kept)
+    words = ("eval", "Helpful-v0", "--per-prompt", "1", "--optimum-per-prompt", "0", "--json", "--agent")
+    of_run, of_checkpoint = (json.loads(run(capsys, *words, str(place))[1]) for place in (tmp_path / "run", kept))
+    assert of_checkpoint["reward"] == of_run["reward"]  # in three tokens, as the run says
+    assert run(capsys, "export", str(kept), "--out", str(tmp_path / "out"))[0] == 0
+    text = (tmp_path / "out/README.md").read_text()
+    assert "# rloo on textgym/Helpful-v0\n" in text
+    assert "None: the policy is of iteration 1; a run has those of its end." in text
+    assert "## Samples" not in text

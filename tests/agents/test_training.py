@@ -189,6 +189,8 @@ def test_an_agent_that_stops_by_itself_is_evaluated_and_finished(tmp_path):
     after = [row["completion"] for row in read_lines(tmp_path / "run" / "samples.jsonl") if row["iteration"] == 4]
     assert after == [row["completion"] for row in sample_rows(result.last, len(after))]
     assert len(after) > 0
+    assert read_json(tmp_path / "run" / "progress.json") == {"iteration": 3}  # and not 2, as save_every says
+    assert read_json(tmp_path / "run" / "checkpoint" / "agent.json")["count"] == 3
 
 
 @pytest.mark.slow

@@ -75,6 +75,9 @@ def test_every_command_that_reads_a_run_asks(here):
     write_json(here / "runs/mine/config.json", {"format": FORMAT, "env": {"reward": "subprocess:Popen"}})
     with pytest.raises(ValueError, match="subprocess:Popen"):
         run_options(here / "runs/mine")
+    for checkpoint in ("checkpoint", "checkpoints/3"):
+        with pytest.raises(ValueError, match="subprocess:Popen"):
+            run_options(here / "runs/mine" / checkpoint)
 
 
 def test_resuming_asks_unless_the_options_are_typed(here):
@@ -86,6 +89,9 @@ def test_resuming_asks_unless_the_options_are_typed(here):
     write_json(folder.path / "config.json", {"format": FORMAT, "id": "a", "agent": "random", "episodes": 1, "env": env})
     with pytest.raises(ValueError, match="subprocess:Popen"):
         _stored_settings(folder, TrainSettings("a", "random", 10_000), {}, set())
+    made = TrainSettings("a", "random", 10_000, env={"reference": "model"})  # options come of --model, too
+    with pytest.raises(ValueError, match="subprocess:Popen"):
+        _stored_settings(folder, made, {"model": "model"}, {"model"})
     typed = TrainSettings("a", "random", 10_000, env=env)
     assert _stored_settings(folder, typed, {}, {"id", "env"}).env == env
 

@@ -34,6 +34,25 @@ def test_an_exclusive_bound_is_no_number_of_the_mask(schema: dict[str, Any], tex
 
 
 @pytest.mark.parametrize(
+    ("bounds", "inside", "outside"),
+    [
+        ({"maximum": 9.99}, ["9", "9.9", "9.90", "9.99", "-12"], ["10", "9.991"]),
+        ({"minimum": 0.5, "maximum": 0.145e2}, ["0.5", "14.4", "14.5"], ["0.4", "14.51"]),
+        ({"minimum": -0.145, "maximum": -0.1}, ["-0.1", "-0.14", "-0.145"], ["-0.146", "-0.09"]),
+        ({"minimum": 0, "exclusiveMaximum": 1}, ["0", "0.9", "0.99", "0.999999"], ["1", "1.0"]),
+        ({"exclusiveMinimum": 0, "exclusiveMaximum": 0.5}, ["0.4", "0.49", "0.1"], ["0", "0.0", "0.5"]),
+        ({"exclusiveMaximum": 0.55}, ["0.5", "0.549"], ["0.55", "0.550"]),
+    ],
+)
+def test_a_mask_has_every_number_in_the_bounds(bounds: Any, inside: list[str], outside: list[str]) -> None:
+    price = {"type": "object", "properties": {"price": {"type": "number", **bounds}}, "required": ["price"]}
+    for schema, text in (({"type": "number", **bounds}, "{}"), (price, '{{"price":{}}}')):
+        mask = GrammarMask(VOCABULARY, json_grammar(schema))
+        assert [text for text in map(text.format, inside) if not ends(mask, text)] == []
+        assert [text for text in map(text.format, outside) if ends(mask, text)] == []
+
+
+@pytest.mark.parametrize(
     "pattern",
     [
         *[

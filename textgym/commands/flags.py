@@ -141,12 +141,21 @@ def with_config(arguments: Sequence[str], first: str = "id", hints: Mapping[str,
         for word in _flag(path, name, value, (hints or {}).get(name.replace("_", "-"), bool))
     ]
     # Text that looks like JSON stays a text.
-    pairs = [f"{name}={json.dumps(_at_home(value))}" for name, value in options.items()]
+    pairs = [f"{name}={_option(path, name, value)}" for name, value in options.items()]
     if words and not words[0].startswith("--"):
         leading = [words.pop(0)]
     elif hints and _has_bare_word(words, hints):
         leading = []
     return [*leading, *found, *(["--env", *pairs] if pairs else []), *words]
+
+
+def _option(path: str, name: str, value: object) -> str:
+    try:
+        return json.dumps(_at_home(value))
+    except TypeError as error:
+        raise UsageError(
+            f"--config {path}: env.{name} holds what is no JSON, such as a date ({value!s:.80})"
+        ) from error
 
 
 def _at_home(value: object) -> object:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 from urllib.parse import quote
@@ -107,6 +108,13 @@ _ELSEWHERE: Final = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const")
 """Keywords that say elsewhere which objects and arrays there are."""
 _REFUSED: Final = ("$anchor", "$dynamicAnchor", "$dynamicRef")
 _EXCLUSIVE: Final = {"exclusiveMinimum": ("minimum", 1, max), "exclusiveMaximum": ("maximum", -1, min)}
+_HOLDS: Final[Mapping[str, Callable[[Decimal, Decimal], bool]]] = {
+    "minimum": operator.ge,
+    "maximum": operator.le,
+    "exclusiveMinimum": operator.gt,
+    "exclusiveMaximum": operator.lt,
+}
+_BOUNDS: Final = tuple(_HOLDS)
 _NUMBERS: Final = ("enum", "const", "multipleOf", "minimum", "maximum", *_EXCLUSIVE)
 _COUNTS: Final = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _SAYS_NOTHING: Final[Schema] = {
@@ -133,7 +141,7 @@ def narrowed(schema: Schema) -> JsonObject:
     names = itertools.chain(["any JSON"], map("any JSON {}".format, itertools.count(2)))
     name = next(name for name in names if name not in written and quote(name) not in written)
     reference = {"$ref": "#/$defs/" + quote(name)}
-    part = _part(schema, reference)
+    part = _part(schema, reference, alone=not _holds(schema, ("$ref", *_BOTH)))
     if reference["$ref"] not in str(part):
         return part
     anything = {"items": reference, "additionalProperties": reference, "maxProperties": 1}
@@ -147,17 +155,27 @@ def as_rewarded(schema: Schema) -> JsonObject:
 
 def has_one_of(schema: object) -> bool:
     """Return whether `oneOf` stands anywhere in a schema."""
+    return _holds(schema, ("oneOf",))
+
+
+def _holds(schema: object, keywords: Sequence[str]) -> bool:
     if isinstance(schema, Mapping):
-        return "oneOf" in schema or any(map(has_one_of, schema.values()))
-    return isinstance(schema, list | tuple) and any(map(has_one_of, schema))
+        return any(key in schema for key in keywords) or any(_holds(part, keywords) for part in schema.values())
+    return isinstance(schema, list | tuple) and any(_holds(part, keywords) for part in schema)
 
 
 def _part(
-    schema: Schema, anything: Schema | None, root: bool = True, around: frozenset[str] = frozenset()
+    schema: Schema,
+    anything: Schema | None,
+    root: bool = True,
+    around: frozenset[str] = frozenset(),
+    alone: bool = False,
 ) -> JsonObject:
     """Return a schema for a grammar; closed, if there is a reference to the schema of `anything`.
 
-    Args: around: the keys of the same object that stand in schemas which hold beside this one.
+    Args:
+        around: the keys of the same object that stand in schemas which hold beside this one.
+        alone: whether no other schema can hold for the same value.
     """
     for keyword in (*_REFUSED, *(() if root else ("$id",))):
         if keyword in schema:
@@ -172,15 +190,17 @@ def _part(
     part = {
         key: _value(key, value, anything, around | _keys(schema, tuple(each for each in _BOTH if each != key)))
         if key in ("anyOf", "oneOf")
-        else _value(key, value, anything, named)
+        else _value(key, value, anything, named, alone)
         for key, value in schema.items()
         if (anything is not None or key != "format") and not (key in _SAYS_NOTHING and value == _SAYS_NOTHING[key])
     }
     if anything is not None:
         if part.get("type") != "integer":
-            _exclude_bounds(part)
+            _exclude_bounds(part, alone)
         if not any(key in part for key in _ELSEWHERE):
             _close(part, anything, around)
+            if alone and (more := _cut_off(part)):
+                return {"anyOf": [part, {"enum": more}]}
     return part
 
 
@@ -212,15 +232,15 @@ def _references(schema: object) -> int:
     return ("$ref" in schema) + sum(map(_references, schema.get("allOf", ())))
 
 
-def _value(key: str, value: Any, anything: Schema | None, named: frozenset[str]) -> object:
+def _value(key: str, value: Any, anything: Schema | None, named: frozenset[str], alone: bool = False) -> object:
     if key in _NAMED_PARTS:
-        return {name: _inner(part, anything) for name, part in value.items()}
+        return {name: _inner(part, anything, alone=alone) for name, part in value.items()}
     if key in _BOTH:
         return [_inner(part, anything, named) for part in value]
     if key in _LISTED_PARTS:
-        return [_inner(part, anything) for part in value]
+        return [_inner(part, anything, alone=alone) for part in value]
     if key in _PARTS:
-        return _inner(value, anything)
+        return _inner(value, anything, alone=alone)
     if key in _COUNTS:
         return int(value)
     if key in _NUMBERS:
@@ -228,20 +248,45 @@ def _value(key: str, value: Any, anything: Schema | None, named: frozenset[str])
     return spelled_out(value, quoted=anything is not None) if key == "pattern" else value
 
 
-def _inner(schema: bool | Schema, anything: Schema | None, around: frozenset[str] = frozenset()) -> object:
+def _inner(
+    schema: bool | Schema, anything: Schema | None, around: frozenset[str] = frozenset(), alone: bool = False
+) -> object:
     if isinstance(schema, bool):
         return dict(anything) if schema and anything is not None else schema
-    return _part(schema, anything, root=False, around=around)
+    return _part(schema, anything, root=False, around=around, alone=alone)
 
 
-def _exclude_bounds(part: JsonObject) -> None:
-    """Put exclusive bounds of decimals one step of the 15th digit inside: llguidance may let the bound itself pass."""
+def _exclude_bounds(part: JsonObject, alone: bool) -> None:
+    """Put exclusive bounds of decimals one step of the 15th digit inside, where llguidance may let the bound pass.
+
+    It may between bounds that are less than 1 apart, and with two on the same side.
+    """
+    ends = [Decimal(str(part[key])) for key in _BOUNDS if key in part]
+    kept = alone and (len(ends) == 1 or (len(ends) == 2 and abs(ends[0] - ends[1]) >= 1))
     for exclusive, (bound, sign, tighter) in _EXCLUSIVE.items():
-        if exclusive in part:
+        if exclusive in part and not (kept and bound not in part):
             number = Decimal(str(part.pop(exclusive)))
             step = Decimal(1).scaleb(max(number.adjusted() + 1, 0) - _MOST_DIGITS)
             allowed = float(number + sign * step)
             part[bound] = tighter(allowed, part.get(bound, allowed))
+
+
+def _cut_off(part: JsonObject) -> list[float]:
+    """Return numbers in the bounds that llguidance leaves out: a bound cut off at fewer decimals, as 9.9 of 9.99."""
+    if "number" not in part.get("type", ()) or "multipleOf" in part:
+        return []
+    bounds = {key: Decimal(str(part[key])) for key in _BOUNDS if key in part}
+    found: dict[float, None] = {}
+    for key, bound in bounds.items():
+        if (bound > 0) == ("Maximum" in key or key == "maximum"):
+            whole, _, decimals = f"{bound:f}".partition(".")
+            cut = [f"{whole}.{decimals[:count]}" for count in range(1, len(decimals))]
+            found |= dict.fromkeys(float(text) for text in cut if _within(Decimal(text), bounds))
+    return list(found)
+
+
+def _within(number: Decimal, bounds: Mapping[str, Decimal]) -> bool:
+    return all(_HOLDS[key](number, bound) for key, bound in bounds.items())
 
 
 def _close(part: JsonObject, anything: Schema, around: frozenset[str]) -> None:

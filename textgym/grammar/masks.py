@@ -103,8 +103,10 @@ def json_grammar(schema: Schema) -> str:
     Compact: no white space outside strings; the keys of an object in the order of the schema's
     `properties`, and no others; one key at most where the schema names none (a grammar cannot tell whether a key
     stands twice); characters of strings as they are, escaped only where JSON needs it; integers without point
-    and exponent, bounded numbers without exponent, minus zero only where there are negative numbers; U+0000 of a
-    pattern only where a class has quotes and backslashes too. These spellings are all that is legal.
+    and exponent, bounded numbers without exponent, some of them without zeros behind their decimals, minus zero only
+    where there are negative numbers; U+0000 of a pattern only where a class has quotes and backslashes too. These
+    spellings are all that is legal. In a schema with `$ref`, `allOf`, `anyOf` or `oneOf`, a bound of several decimals
+    that is cut off at fewer (9.9 of 9.99, and 0.9 below 1) is legal with zeros behind it alone (9.90).
 
     Args:
         schema: JSON Schema, Draft 2020-12, that refers to nothing outside of it. Its patterns are those of re2. A $ref

@@ -18,7 +18,7 @@ from textgym.evaluate import MEASURES
 from textgym.files import read_json, read_lines, reading, write_text
 from textgym.interrupts import disk_full_at
 from textgym_agents.commands.running import cell
-from textgym_agents.training.folder import RunFolder
+from textgym_agents.training.folder import RunFolder, run_of
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,14 @@ def main(arguments: list[str]) -> None:
 def card(folder: Path, report: JsonObject, loader: str = "AutoModelForCausalLM") -> str:
     """Return the model card, Markdown, of a run's policy; its numbers are those of the run's last evaluation.
 
+    A kept checkpoint (checkpoints/N) has none.
+
     Args:
-        folder: of the run, or its checkpoint's. report: of `export_model`. loader: the class that reads the model.
+        folder: of the run, or of a checkpoint of it. report: of `export_model`. loader: the class that reads the model.
     Raises: ValueError that names the file of the run that is damaged.
     """
-    run = RunFolder(folder.parent if folder.name == "checkpoint" else folder)
+    run = RunFolder(run_of(folder))
+    kept = folder.name if folder.parent.name == "checkpoints" and run.path != folder else ""
     config = run.config() if (run.path / "config.json").is_file() else {}
     tags = [
         "---",
@@ -86,9 +89,9 @@ def card(folder: Path, report: JsonObject, loader: str = "AutoModelForCausalLM")
         f"temperature of {report['temperature']}, and {report['suppressed']} tokens that are never written. "
         "A grammar of the task is no part of it.",
         "## Measures",
-        _measures(run, config),
+        f"None: the policy is of iteration {kept}; a run has those of its end." if kept else _measures(run, config),
     ]
-    samples = _samples(run)
+    samples = [] if kept else _samples(run)
     if samples:
         parts += ["## Samples", "The first completions of the last evaluation, on held-out prompts:", _fenced(samples)]
     if config:

@@ -10,7 +10,14 @@ from typing import TypeVar
 from textgym.checks import JsonObject
 from textgym.commands.console import UsageError, output, untrusted
 from textgym.commands.flags import parse_pair, typed_flags, with_config
-from textgym_agents.commands.running import FitDisplay, interrupted_run, measures_table, refuse_change, watched_run
+from textgym_agents.commands.running import (
+    FitDisplay,
+    flag_value,
+    interrupted_run,
+    measures_table,
+    refuse_change,
+    watched_run,
+)
 from textgym_agents.rlhf.settings import FitSettings, RewardModelSettings, SFTSettings
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import SilentWatcher, Watcher
@@ -91,6 +98,7 @@ def _fit(
     measures: Mapping[str, str],
 ) -> tuple[JsonObject, Path]:
     """Train, print the measures, and return the result and the run's folder."""
+    arguments = _with_data(arguments)
     settings, flags = parse_pair(kind, OutFlags, arguments, command, text)
     if flags.resume:
         typed = typed_flags(with_config(arguments))
@@ -115,6 +123,14 @@ def _fit(
     )
     console.print(untrusted(f"{result['steps']} steps in {result['seconds']:.0f} s; run folder: {out}"))
     return result, out
+
+
+def _with_data(arguments: list[str]) -> list[str]:
+    """Return command-line words with the data, which have to be there, of a run to go on with."""
+    out = flag_value(arguments, "--out")
+    if "--resume" not in with_config(arguments) or flag_value(arguments, "--data") or not out:
+        return arguments
+    return [*arguments, "--data", str(interrupted_run(Path(out)).config().get("data", ""))]
 
 
 def _stored(asked: Settings, folder: RunFolder, command: str, typed: Set[str]) -> Settings:

@@ -24,7 +24,7 @@ from textgym.task import Task
 from textgym_agents.commands.policies import open_policy, run_options
 from textgym_agents.config import MOST
 from textgym_agents.protocol import Agent
-from textgym_agents.training.folder import RunFolder
+from textgym_agents.training.folder import RunFolder, run_of
 
 if TYPE_CHECKING:
     from textgym_agents.datasets.off_policy import Judged
@@ -145,7 +145,7 @@ def _warn(judged: Mapping[str, Judged], weights: Floats) -> None:
 
 def _own_id(run: Path) -> str:
     """Return the id of a run. Raises: UsageError if there is none."""
-    if run_options(run) is None or "id" not in (config := RunFolder(run).config()):
+    if run_options(run) is None or "id" not in (config := RunFolder(run_of(run)).config()):
         raise UsageError("--id: the environment is missing, as in --id Copy-v0; only a run folder names its own")
     return str(config["id"])
 

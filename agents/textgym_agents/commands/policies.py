@@ -24,7 +24,7 @@ from textgym_agents.commands.running import how_measured, measures_table
 from textgym_agents.config import MOST
 from textgym_agents.protocol import Agent
 from textgym_agents.registry import agent_names, load_agent, make_agent, make_env
-from textgym_agents.training.folder import RunFolder
+from textgym_agents.training.folder import RunFolder, run_of
 from textgym_agents.training.trust import check_trusted
 
 if TYPE_CHECKING:
@@ -71,14 +71,16 @@ def open_policy(
 def run_options(folder: Path) -> JsonObject | None:
     """Return the options of the environment that a run with a checkpoint was trained in; None if there is no such run.
 
+    Args: folder: of the run, or of one of its checkpoints.
     Raises: ValueError that names the file if it holds no options, or names code of a stranger, see `check_trusted`.
     """
-    if not ((folder / "config.json").exists() and (folder / "checkpoint").is_dir()):
+    run = run_of(folder)
+    if not ((run / "config.json").exists() and (run / "checkpoint").is_dir()):
         return None
-    values = RunFolder(folder).config().get("env", {})
+    values = RunFolder(run).config().get("env", {})
     if not isinstance(values, dict):
-        raise ValueError(f"{folder / 'config.json'}: env={values!r}, allowed is a JSON object of options")
-    check_trusted(folder, values)
+        raise ValueError(f"{run / 'config.json'}: env={values!r}, allowed is a JSON object of options")
+    check_trusted(run, values)
     return values
 
 

@@ -296,7 +296,7 @@ def flag_value(arguments: list[str], flag: str) -> str | None:
     """Return the last value of a flag among command-line words, or of its key in the file of `--config`."""
     found = None
     words = with_config(arguments)
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         if word == flag:
             found = following
         elif word.startswith(f"{flag}="):

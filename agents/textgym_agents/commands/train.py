@@ -184,7 +184,7 @@ def _started_with(folder: RunFolder) -> TrainSettings:
 def _stored_settings(folder: RunFolder, settings: TrainSettings, config: JsonObject, typed: Set[str]) -> TrainSettings:
     """Return the settings that a run was started with. Raises: UsageError if a flag that is typed asks for others."""
     before, known = _started_with(folder), {each.name for each in fields(TrainSettings)}
-    if not settings.env:  # options that are typed are the stored ones
+    if "env" not in typed:  # options that are typed are the stored ones
         check_trusted(folder.path, before.env)
     for name in sorted(known & typed):
         refuse_change(folder, name, getattr(settings, name), getattr(before, name))

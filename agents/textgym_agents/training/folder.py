@@ -326,3 +326,10 @@ def _is_held(lock: Path) -> bool:
             return not try_to_hold(file)
     except OSError:  # there is none, or it is not ours to read
         return False
+
+
+def run_of(folder: Path) -> Path:
+    """Return the folder of the run that a checkpoint is of, RUN/checkpoint or RUN/checkpoints/N; else the folder."""
+    if folder.name == "checkpoint":
+        return folder.parent
+    return folder.parent.parent if folder.name.isdecimal() and folder.parent.name == "checkpoints" else folder

@@ -222,7 +222,7 @@ class Training:
     def _learn(self, folder: RunFolder | None, watcher: Watcher) -> None:
         """Learn, and write to a folder; a process that follows has none."""
         settings = self._settings
-        offset, stopped, known = self._iterations, False, self._agent.chosen
+        offset, stopped, known, saved = self._iterations, False, self._agent.chosen, -1
 
         def after_iteration(metrics: Metrics) -> bool:
             self._meter.stop(metrics)
@@ -237,13 +237,13 @@ class Training:
             self._counts = self._ranks.counts(self.task.scorer.counts())
             if folder is not None:
                 self._measure(folder, watcher, row, done, due)
-            nonlocal stopped, known
+            nonlocal stopped, known, saved
             if known != (known := self._agent.chosen):
                 watcher.note(known)
             stopped = self._ranks.any(interrupted())
-            at_point = (done or due) and settings.eval_points > 0
-            if done or at_point or stopped or self._every(settings.save_every):
+            if done or stopped or (due and settings.eval_points > 0) or self._every(settings.save_every):
                 self._save(folder)
+                saved = self._iterations
             self._meter.start()
             return stopped
 
@@ -255,9 +255,9 @@ class Training:
                 if folder is not None:
                     self._draw(folder, watcher)
                 raise interrupted.error()
-        if self._meter.late() or self._iterations == offset:
+        if (late := self._meter.late()) or self._iterations == offset:
             self._meter.stop()
-        if self._iterations == offset:
+        if late or saved != self._iterations:  # it has learned on, or returned before its budget
             self._save(folder)
 
     def _measure(self, folder: RunFolder, watcher: Watcher, row: Metrics, done: bool, due: bool) -> None:

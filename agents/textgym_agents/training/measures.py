@@ -22,6 +22,7 @@ from textgym.optimum import WELL_KNOWN, Optimum, belongs, estimated, fingerprint
 from textgym.task import Task
 from textgym_agents.protocol import Agent, Metrics
 from textgym_agents.registry import load_agent
+from textgym_agents.training.folder import run_of
 from textgym_agents.training.ranks import Ranks
 
 
@@ -233,11 +234,11 @@ def keep_optimum(folder: Path, task: Task, optimum: Optimum) -> None:
 def kept_optimum(folder: Path, task: Task, split: str, beta: float) -> Optimum | None:
     """Return the optimum that a run has kept, at any beta > 0; None where there is none, or it is of another task.
 
-    Args: folder: the run's, or its checkpoint's.
+    Args: folder: the run's, or that of one of its checkpoints.
 
     Raises: ValueError naming the file if it is damaged.
     """
-    path = (folder.parent if folder.name == "checkpoint" else folder) / FILE
+    path = run_of(folder) / FILE
     if not path.is_file() or not beta > 0:
         return None
     samples, key = read_samples(path)
