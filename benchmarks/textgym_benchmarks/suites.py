@@ -115,10 +115,11 @@ def helpful() -> Suite:
     return Suite(
         "helpful",
         (
-            *rows(["Helpful"], ["lm-ppo", "rloo", "grpo"], 20_480, 5, {"learning_rate": 5e-4}),
+            *rows(["Helpful"], ["lm-ppo"], 20_480, 5, {"learning_rate": 5e-4}),
+            *rows(["Helpful"], ["rloo", "grpo"], 20_480, 5, {"learning_rate": 5e-4, "kl": "exact"}),
             *rows(["Helpful"], ["best-of-n"], 20_480, 5),
         ),
-        "The main algorithms on Helpful at a long budget and a learning rate of 5e-4, five seeds.",
+        "The main algorithms on Helpful at a long budget, a learning rate of 5e-4 and the exact KL, five seeds.",
         Evaluation(optimum_per_prompt=256),
     )
 
@@ -290,10 +291,10 @@ def _levels(
 
 
 def full() -> Suite:
-    """Return the suite of every agent on every task that it can learn, for a cluster."""
+    """Return the suite of most agents on every task of one turn that they can learn, for a cluster."""
     real = [task for task in TASKS if task not in DIAGNOSTICS]
     cells = (*rows(DIAGNOSTICS, AGENTS, 40_960, 5), *rows(real, AGENTS, 20_480, 5))
-    return Suite("full", cells, "Every agent on every task that it can learn, five seeds; for a cluster.")
+    return Suite("full", cells, "Most agents on the tasks of one turn that they can learn, five seeds; for a cluster.")
 
 
 def rows(

@@ -215,6 +215,7 @@ def test_what_may_be_a_key_is_not_shown(key):
     [
         ({"key": "NO_SUCH_KEY"}, "key='NO_SUCH_KEY': the environment has no such variable"),
         ({"rubric": "Is it good?"}, "allowed is a text with {completion} in it"),
+        ({"rubric": "Is {prompt} good?"}, "allowed is a text with {completion} in it"),
         ({"low": 1.0}, "low=1.0: allowed is less than high=1.0"),
         ({"prices": [1.0]}, "prices=.1.0.: allowed are two numbers"),
         ({"prices": 3}, "prices=3: allowed are two numbers"),

@@ -261,7 +261,7 @@ class Judge(Asking["AsyncOpenAI"]):
             raise ValueError(f"prices={shown(prices)}: allowed are two numbers, for tokens read and written")
         self.prices = None if prices is None else tuple(check_number("prices", price, 0) for price in prices)
         places = dict.fromkeys(_PLACE.findall(self.rubric))
-        if not {"prompt", "completion"} & places.keys():
+        if "completion" not in places:
             raise ValueError("rubric: allowed is a text with {completion} in it, and perhaps {prompt}")
         self._secret()
         super().__init__(name, [each for each in places if each not in _TEXTS], at_once, retries, seconds, cache)
