@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from chat_tools import bare, chat_tokenizer
 from test_conversation_folders import model_folder
@@ -231,3 +232,10 @@ def test_the_digest_of_a_source_is_of_its_file_or_its_rows(tmp_path: Path) -> No
 def test_data_of_a_split_without_prompts_of_its_own_are_refused(name):
     with pytest.raises(ValueError, match=rf"^{name}_columns=.*allowed is None where there are no {name}_prompts"):
         own_splits(["a"], None, None, {"answer": ["x"]}, **{f"{name}_columns": {"answer": ["y"]}})
+
+
+def test_a_column_may_be_an_array() -> None:
+    task = make_task("Text", prompts=["5", "5 5"], columns={"answer": np.array([5, 6])}, reward="arithmetic")
+    assert task.prompt_set("train").columns == {"answer": (5, 6)}
+    prompts = task.encoded("train")
+    assert task.judge("train", prompts, [[5]] * 2, texts=["5", "6"]).total.tolist() == [1.0, 1.0]

@@ -101,7 +101,10 @@ def prompt_set(
     array /= array.max() if array.max() > 1e300 else 1.0  # their sum may be infinite
     array /= array.sum()
     array.flags.writeable = False
-    frozen = {name: tuple(values) for name, values in (columns or {}).items()}
+    lists = {
+        name: values.tolist() if isinstance(values, np.ndarray) else values for name, values in (columns or {}).items()
+    }
+    frozen = {name: tuple(values) for name, values in lists.items()}
     return PromptSet(tuple(written), frozen, array)
 
 

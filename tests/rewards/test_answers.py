@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from textgym.rewards import Scorer, make_reward
@@ -49,6 +50,26 @@ def test_other_rewards_are_asked_about_final_answers_alone() -> None:
     assert strict(["p"] * 7, texts, answer=right) == [1, 0, 1, 0, 0, 0, 0]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#### Paris",
+        "#### Paris \nmore",
+        r"It is \boxed{ Paris }.",
+        "<answer>Paris</answer>",
+        "<answer>\nParis\n</answer>",
+    ],
+)
+def test_a_final_answer_has_nothing_around_it(text: str) -> None:
+    pattern, length = {"name": "pattern", "pattern": "Paris"}, {"name": "length", "target": 5, "unit": "characters"}
+    for inner in (
+        pattern,
+        length,
+        {"name": "weighted", "rewards": {"a": pattern, "b": length}, "weights": {"a": 0.5, "b": 0.5}},
+    ):
+        assert make_reward({"name": "final_answer", "reward": inner})(["p"], [text]) == [1.0]
+
+
 @pytest.mark.slow
 def test_formulas_are_compared_where_math_verify_is_installed() -> None:
     pytest.importorskip("math_verify")
@@ -57,6 +78,9 @@ def test_formulas_are_compared_where_math_verify_is_installed() -> None:
     texts = [r"\boxed{0.5}", r"\boxed{\frac{2}{4}} of 3", r"\boxed{2}", "#### 1/2", r"\frac12 ... \boxed{3}"]
     assert reward(["p"] * 5, texts, answer=[solution] * 5) == [1, 1, 0, 1, 0]
     assert reward.needs_timeout
+    plain = make_reward("math_verify")
+    assert plain(["p"] * 2, ["0.00001", r"\boxed{e-5}"], answer=[1e-5] * 2) == [1, 0]
+    assert plain(["p"] * 2, ["10000000000000000"] * 2, answer=[1e16, np.float64(1e16)]) == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -113,6 +137,16 @@ def test_countdown_pays_for_the_target_from_the_given_numbers() -> None:
     assert reward(["p"], ["1"], numbers=[None], target=[1]) == [None]
     both = make_reward({"name": "final_answer", "reward": "countdown"})
     assert both(["p"], ["First 1 + 3. Then:\n#### 3 * 8 = 24"], numbers=[[3, 8]], target=[24]) == [1]
+
+
+def test_columns_of_countdown_may_be_texts_and_arrays_and_are_checked() -> None:
+    reward = make_reward("countdown")
+    for numbers, target in (([8, 3], 24), (["8", "3"], "24"), (np.array([8, 3]), np.int64(24))):
+        assert reward(["p"], ["8*3"], numbers=[numbers], target=[target]) == [1.0]
+    assert reward(["p"], ["8*3"], numbers=[[8, 3]], target=[None]) == [None]
+    for columns in ({"numbers": ["8 3"], "target": [24]}, {"numbers": [[8, 3]], "target": ["much"]}):
+        with pytest.raises(ValueError, match=r"^column '(numbers|target)': .* is not a number"):
+            reward(["p"], ["8*3"], **columns)
 
 
 def test_steps_pay_each_right_step_once_when_its_line_ends() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
+import math
 import pickle
 import time
 import warnings
@@ -265,3 +267,38 @@ def test_rows_that_differ_inside_an_array_have_scores_of_their_own(first):
     assert reward.key("p", "c", {"field": first}) != reward.key("p", "c", {"field": second})
     own = [np.zeros(2000), np.repeat([0.0, 5.0, 0.0], [1000, 1, 999])]
     assert Scorer(reward).score(["p", "p"], ["c", "c"], {"field": own}).total.tolist() == [0, 5]
+
+
+class Rate:
+    def __init__(self, value):
+        self.value = value
+
+    async def __call__(self, prompt, completion, **row):
+        return self.value
+
+
+@pytest.mark.parametrize(
+    "function", [functools.partial(score, wait=0.0), Rate(3.0), lambda *texts, **row: score(*texts)]
+)
+def test_a_cache_needs_a_name(tmp_path, function):
+    place = str(tmp_path / "scores.sqlite3")
+    with pytest.raises(ValueError, match=r"^cache='.*scores\.sqlite3': scores are kept under a name, and .* has none"):
+        Concurrent(function, cache=place)
+    assert Scorer(Concurrent(function, cache=place, name="mine")).score(["p"], ["ab"]).total.tolist() == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("value", "total", "kind"),
+    [
+        (True, 1.0, None),
+        (np.array(2.5), 2.5, None),
+        (math.nan, 0.0, "nan"),
+        (-math.inf, 0.0, "inf"),
+        ("1", 0.0, "wrong_type"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:reward")
+def test_what_an_async_function_returns_counts_as_of_any_reward(value, total, kind):
+    found = [Scorer(reward, "skip") for reward in (Concurrent(Rate(value), retries=0), lambda **_: [value])]
+    assert [each.score(["p"], ["ab"]).total.tolist() for each in found] == [[total], [total]]
+    assert [dict(each.failures) for each in found] == [{} if kind is None else {kind: 1}] * 2

@@ -105,3 +105,21 @@ def test_values_that_do_not_differ_but_for_rounding_are_not_scaled(value, count)
         for _ in range(3):
             paid = Scorer(norm).score(["p"] * count, ["c"] * count).total
             np.testing.assert_allclose(paid, 0.0 if center else value, atol=1e-12)
+
+
+def test_frozen_is_a_setting_and_not_a_state() -> None:
+    first, second = RunningNorm(number), RunningNorm(number, frozen=True)
+    ask(first, 1, 3)
+    second.load_state_dict(first.state_dict())
+    assert ask(second, 100) == ask(second, 100) == [98.0]
+    assert (second.frozen, second.count) == (True, 2)
+
+
+@pytest.mark.filterwarnings("ignore:reward")
+def test_a_batch_that_failed_is_counted_as_it_is_asked_about_again() -> None:
+    def odd(prompts: list[str], completions: list[str], **columns: Any) -> list[Any]:
+        return ["odd" if text == "2" else 0.0 for text in completions]
+
+    reward = Weighted({"norm": RunningNorm(number), "odd": odd})
+    Scorer(reward, "skip").score(["p"] * 3, ["1", "2", "3"])
+    assert reward.rewards["norm"].reward.count == 2

@@ -18,7 +18,7 @@ from textgym.checks import check_flag
 from textgym.rewards.base import Column, NamedReward, Values, check_column, read_column
 from textgym.rewards.calling import Begun
 from textgym.rewards.compose import Changed
-from textgym.rewards.numbers import last_number, whole_number
+from textgym.rewards.numbers import last_number, right_number, whole_number
 from textgym.rewards.registry import RewardSpec, make_reward
 
 _MARK: Final = re.compile(r"\\(?:boxed|fbox)\s*\{|####|<answer>")
@@ -57,7 +57,7 @@ def final_answer(text: str) -> str:
 
 
 def _marked(text: str) -> tuple[str, str] | None:
-    """Return the last mark of a text with its answer, and the answer alone; None without a mark."""
+    """Return the last answer that a text marks, as LaTeX and as it is; None without a mark."""
     mark = None
     for mark in _MARK.finditer(text):  # noqa: B007
         pass
@@ -65,11 +65,11 @@ def _marked(text: str) -> tuple[str, str] | None:
         return None
     rest = text[mark.end() :]
     if mark[0] == "####":
-        line = rest.strip().partition("\n")[0]
-        return line, line.strip()
+        line = rest.strip().partition("\n")[0].strip()
+        return line, line
     if mark[0] == "<answer>":
         inside, closed, _ = rest.partition("</answer>")
-        return (inside, inside.strip()) if closed else ("", "")
+        return (inside.strip(), inside.strip()) if closed else ("", "")
     depth = 1
     for place, letter in enumerate(rest):
         depth += (letter == "{") - (letter == "}")
@@ -95,7 +95,8 @@ class FinalAnswer(Changed):
 
     A final answer stands behind the last `####`, in the last \boxed{} or between <answer> and </answer>; a text without
     such a mark is asked about as it is, so that `arithmetic` reads its last number. So right answers may be solutions
-    as GSM8K and MATH have them.
+    as GSM8K and MATH have them. What stands in \boxed{} keeps it for rewards with an attribute `reads_latex`, as
+    `arithmetic` and `math_verify` have.
 
     Args:
         reward: a reward, or the spec of one, as "arithmetic" or "math_verify".
@@ -113,6 +114,7 @@ class FinalAnswer(Changed):
         super().__init__(reward, "final_answer")
         self.column, self.maximum = column, self.inner.maximum
         self.needs_timeout = bool(getattr(reward, "needs_timeout", False))
+        self._place = 0 if _reads_latex(reward) else 1  # of what `_marked` returns
 
     def begin(self, prompts: Sequence[object], completions: list[str], **columns: Column) -> Begun:  # type: ignore[override]
         """Begin to ask about every final answer, see `Reward`."""
@@ -121,8 +123,14 @@ class FinalAnswer(Changed):
             columns |= {self.column: [final_answer(each) if isinstance(each, str) else each for each in right]}
         found = [_marked(text) for text in completions]
         plain = [""] * len(completions) if self.marked else completions
-        cut = [text if part is None else part[0] for text, part in zip(plain, found, strict=True)]
+        cut = [text if part is None else part[self._place] for text, part in zip(plain, found, strict=True)]
         return super().begin(prompts, cut, **columns)
+
+
+def _reads_latex(reward: object) -> bool:
+    """Return whether a reward, or one that it is made of, says that it reads LaTeX."""
+    parts = [*getattr(reward, "rewards", {}).values(), getattr(reward, "inner", None)]
+    return bool(getattr(reward, "reads_latex", False)) or any(_reads_latex(part.reward) for part in parts if part)
 
 
 def evaluated(expression: str) -> tuple[Fraction, Counter[int]] | None:
@@ -161,7 +169,7 @@ class Countdown(NamedReward):
 
     Args:
         numbers: data column with a list of whole numbers for every prompt; None abstains.
-        target: data column with the whole number to reach.
+        target: data column with the whole number to reach; None abstains.
     Raises: ValueError for a bad column.
     """
 
@@ -175,14 +183,19 @@ class Countdown(NamedReward):
             check_column(getattr(self, argument), argument)
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> Values:
-        """Score every completion. Raises: ValueError if a column is missing."""
+        """Score every completion. Raises: ValueError if a column is missing, or holds what is no number."""
         given = cast("Sequence[Sequence[int] | None]", read_column(columns, self.numbers, self.name))
         targets = read_column(columns, self.target, self.name)
         rows = zip(completions, given, targets, strict=True)
-        return [None if own is None else float(_reaches(text, own, target)) for text, own, target in rows]
+        return [
+            None
+            if own is None or target is None
+            else float(_reaches(text, [right_number(n, self.numbers) for n in own], right_number(target, self.target)))
+            for text, own, target in rows
+        ]
 
 
-def _reaches(text: str, given: Sequence[int], target: object) -> bool:
+def _reaches(text: str, given: Sequence[Fraction | int], target: Fraction | int) -> bool:
     boxed = re.fullmatch(r"\\boxed\{(.*)\}", text.strip(), re.DOTALL)
     found = evaluated((boxed[1] if boxed else text).partition("=")[0])
     return found is not None and found[0] == target and found[1] <= Counter(given)

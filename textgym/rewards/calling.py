@@ -17,16 +17,7 @@ from typing import Any, Final, Literal, TypeAlias, cast
 import numpy as np
 
 from textgym.checks import users_function
-from textgym.rewards.base import (
-    Columns,
-    Failed,
-    Reward,
-    RewardError,
-    Values,
-    reward_name,
-    reward_term_names,
-    sum_terms,
-)
+from textgym.rewards.base import Columns, Failed, Reward, RewardError, Values, reward_name, reward_term_names, sum_terms
 from textgym.rewards.registry import RewardSpec, make_reward
 
 Faults = dict[int, RewardError]
@@ -47,7 +38,7 @@ def read_values(result: object, count: int, name: str, faults: Faults | None = N
         raise RewardError(f"reward {name!r} returned {len(items)} values for {count} completions", "wrong_length")
     if set(map(type, items)) == {float}:  # nearly always, and nearly free
         return items
-    return [_as_number(value, index, name, faults) for index, value in enumerate(items)]
+    return [as_number(value, index, name, faults) for index, value in enumerate(items)]
 
 
 def find_faults(values: Values, name: str, faults: Faults) -> None:
@@ -86,7 +77,8 @@ def _as_list(result: object, name: str) -> list[Any]:
     )
 
 
-def _as_number(value: Any, index: int, name: str, faults: Faults | None) -> float | None:
+def as_number(value: Any, index: int, name: str, faults: Faults | None) -> float | None:
+    """Return what a reward has returned for a completion, a number or None; notes or raises a fault for the rest."""
     if value is None or isinstance(value, Failed):
         return value
     try:

@@ -255,7 +255,7 @@ class RunningNorm(Changed):
     Args:
         reward: a reward, or the spec of one.
         center: subtract the mean; False only scales.
-        frozen: use the statistics without adding to them (evaluation).
+        frozen: use the statistics, those of a state that is loaded, without adding to them (evaluation).
 
     Attributes:
         count: how many values were seen.
@@ -301,7 +301,7 @@ class RunningNorm(Changed):
 
     def state_dict(self) -> JsonObject:
         """Return the statistics and the other reward's state, as JSON values."""
-        state = {name: getattr(self, name) for name in ("count", "mean", "squares", "frozen")}
+        state = {name: getattr(self, name) for name in ("count", "mean", "squares")}
         return {**state, "inner": self.inner.state_dict()}
 
     def load_state_dict(self, state: JsonObject) -> None:
@@ -309,7 +309,6 @@ class RunningNorm(Changed):
         self.count = int(state["count"])
         self.mean = float(state["mean"])
         self.squares = float(state["squares"])
-        self.frozen = bool(state["frozen"])
         self.inner.load_state_dict(state["inner"])
 
 

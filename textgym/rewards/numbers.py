@@ -16,6 +16,8 @@ from fractions import Fraction
 from functools import cache
 from typing import Final, Literal, get_args
 
+import numpy as np
+
 from textgym.checks import check_choice
 from textgym.rewards.base import Column, NamedReward, Rebuilt, Values, check_column, import_extra, read_column
 
@@ -313,6 +315,7 @@ class Arithmetic(NamedReward):
     read: Read = "last"
     name = "arithmetic"
     maximum = 1.0
+    reads_latex = True
 
     def __post_init__(self) -> None:
         check_column(self.column)
@@ -323,13 +326,15 @@ class Arithmetic(NamedReward):
         wanted = read_column(columns, self.column, self.name)
         found = last_number if self.read == "last" else whole_number
         return [
-            None if answer is None else float(found(text) == _right_number(answer, self.column))
+            None if answer is None else float(found(text) == right_number(answer, self.column))
             for text, answer in zip(completions, wanted, strict=True)
         ]
 
 
-def _right_number(answer: object, column: str) -> Fraction | int:
+def right_number(answer: object, column: str) -> Fraction | int:
     """Return the number that a data column holds. Raises: ValueError where it is none."""
+    if isinstance(answer, np.generic):  # of a column that is an array
+        answer = answer.item()
     if isinstance(answer, int | Fraction) and not isinstance(answer, bool):
         return answer
     if isinstance(answer, float | Decimal) and math.isfinite(answer):
@@ -358,7 +363,7 @@ class MathVerify(Rebuilt, NamedReward):
     column: str = "answer"
     name = "math_verify"
     maximum = 1.0
-    needs_timeout = True
+    needs_timeout = reads_latex = True
 
     def __post_init__(self) -> None:
         check_column(self.column)
@@ -375,7 +380,7 @@ class MathVerify(Rebuilt, NamedReward):
             if answer is None:
                 values.append(None)
                 continue
-            wanted = str(answer)
+            wanted = format(Decimal(repr(float(answer))), "f") if isinstance(answer, float) else str(answer)  # no e-05
             if wanted not in right:
                 # As a formula: of "x^2 + 1" in prose, the numbers alone would be read.
                 right[wanted] = parse(wanted if "$" in wanted else f"${wanted}$", parsing_timeout=None)

@@ -22,6 +22,7 @@ from textgym.checks import JsonObject, check_count, check_number, is_finite, sho
 from textgym.files import json_object, value_at
 from textgym.registry import load_target
 from textgym.rewards.base import Column, Failed, NamedReward, RewardError, TryAgainError, Values, read_column
+from textgym.rewards.calling import Faults, as_number, find_faults
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -57,8 +58,7 @@ class Asking(NamedReward, ABC, Generic[Session]):
         at_once: the most calls that wait at the same time, those of other batches included (as `grouped` makes them).
         retries: further tries after a failed one, after pauses from half a second to eight, a little longer at random.
         seconds: that a try may take.
-        cache: file of an SQLite database with the scores so far, made if there is none; None: no cache. A run that is
-            resumed takes its scores from there.
+        cache: SQLite file of the scores so far, made if there is none, which a resumed run reads; None: no cache.
     Raises: ValueError for an argument that is not allowed; OSError or ValueError for a bad cache.
     """
 
@@ -172,10 +172,9 @@ class Concurrent(Asking[None]):
 
     Args:
         score: the function, or "module:function".
-        columns, at_once, retries, seconds, cache: see `Asking`. A score belongs to name, prompt, completion and the
-            values of `columns`: after a change of the function, give it another name.
+        columns, at_once, retries, seconds, cache: see `Asking`. Scores are kept by name: change it with the function.
         name: what it is logged under; None: the function's.
-    Raises: as `Asking` does; TypeError for what is no function.
+    Raises: as `Asking` does; TypeError for what is no function; ValueError for a cache of one without a name.
     """
 
     def __init__(
@@ -192,6 +191,8 @@ class Concurrent(Asking[None]):
         if not callable(self._score):
             raise TypeError(f"score={shown(score)}: allowed is an async function, or 'module:function'")
         own = str(getattr(self._score, "__name__", type(self._score).__name__))
+        if cache and name is None and not (hasattr(self._score, "__name__") and own.isidentifier()):
+            raise ValueError(f"cache={cache!r}: scores are kept under a name, and {shown(score)} has none; give it one")
         super().__init__(name or own, columns, at_once, retries, seconds, cache)
 
     def connect(self, stack: AsyncExitStack) -> None:
@@ -203,9 +204,12 @@ class Concurrent(Asking[None]):
             value = await self._score(prompt, completion, **row)
         except Exception as error:
             raise TryAgainError(f"{type(error).__name__}: {error}{users_line(error)}") from error
-        if value is not None and not is_finite(value):
-            raise RewardError(f"{value!r:.80} for a score; a finite number or None is allowed", "wrong_type")
-        return None if value is None else float(value)
+        faults: Faults = {}
+        found = [as_number(value, 0, self.name, faults)]
+        find_faults(found, self.name, faults)
+        if faults:
+            raise RewardError(f"{value!r:.80} for a score; a finite number or None is allowed", faults[0].kind)
+        return found[0]
 
 
 class Judge(Asking["AsyncOpenAI"]):
@@ -253,8 +257,8 @@ class Judge(Asking["AsyncOpenAI"]):
             raise ValueError(f"base_url={shown(base_url)}: allowed is None, or what begins with http:// or https://")
         self.model, self.base_url, self.key_name = model, base_url, key
         self.rubric = Path(rubric).read_text(encoding="utf-8") if rubric.endswith((".txt", ".md")) else rubric
-        self.low, self.high = check_number("low", low), check_number("high", high)
-        self.maximum = self.high
+        self.low = check_number("low", low)
+        self.maximum = self.high = check_number("high", high)
         if self.low >= self.high:
             raise ValueError(f"low={low}: allowed is less than high={high}")
         if prices is not None and not (isinstance(prices, list | tuple) and len(prices) == 2):
@@ -269,11 +273,10 @@ class Judge(Asking["AsyncOpenAI"]):
 
     def spent(self) -> dict[str, float]:
         """See `Asking.spent`; also tokens, answers that do not say theirs, and the cost where `prices` are known."""
-        cost = {}
-        if self.prices is not None:
-            read, written = self.counts["tokens_read"], self.counts["tokens_written"]
-            cost = {"cost": (self.prices[0] * read + self.prices[1] * written) / 1e6}
-        return self.counts | cost
+        if self.prices is None:
+            return dict(self.counts)
+        read, written = self.counts["tokens_read"], self.counts["tokens_written"]
+        return self.counts | {"cost": (self.prices[0] * read + self.prices[1] * written) / 1e6}
 
     def identity(self) -> JsonObject:
         """See `Asking.identity`."""
@@ -316,10 +319,9 @@ class Judge(Asking["AsyncOpenAI"]):
         self.counts["tokens_read"] += read or 0
         self.counts["tokens_written"] += written or 0
         self.counts["unmetered"] += None in (read, written)
-        try:
+        score = None
+        with suppress(ValueError):
             score = json_object(text or "").get("score")
-        except ValueError:
-            score = None
         if not is_finite(score) or not self.low <= score <= self.high:
             said, form = self._cut(text or body, 120), f'{{"score": NUMBER}} from {self.low:g} to {self.high:g}'
             raise TryAgainError(f"the judge answered {said!r}; allowed is {form}", "wrong_type")
@@ -334,9 +336,7 @@ class Judge(Asking["AsyncOpenAI"]):
         if not secret:
             # What does not look like such a name may be the key itself.
             given = repr(name) if re.fullmatch("[A-Z]+(_[A-Z]+)+", name) else "(not shown)"
-            raise ValueError(
-                f"key={given}: the environment has no such variable; export it, or say key=None if a server needs none"
-            )
+            raise ValueError(f"key={given}: the environment has no such variable; allowed is one that it has, or None")
         return secret
 
     def _cut(self, text: str, most: int = 300) -> str:

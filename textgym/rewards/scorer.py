@@ -82,6 +82,7 @@ class Scorer:
         self.failures: Counter[str] = Counter()
         self.scored = self.tokens = self.seen = 0
         self._warned: set[str] = set()
+        self._undoes = on_error != "raise" and _has_state(lasting(self._caller.state_dict()))
         self._deadline: Deadline | None = None
         if timeout is None and getattr(self.reward, "needs_timeout", False):
             raise ValueError(f"timeout=None: reward {self.name!r} may take for ever; allowed is a number of seconds")
@@ -156,11 +157,14 @@ class Scorer:
             arguments = {"prompts": list(prompts), "completions": list(completions), **copy_columns(columns)}
             result = self._deadline.call(self._caller.method, arguments)
             return self._caller.read(result, len(prompts), faults)
+        before = self._caller.state_dict() if self._undoes else None
         try:
             return self._caller.terms(prompts, completions, columns, faults)
-        except (RewardError, KeyboardInterrupt):
-            raise
         except BaseException as error:
+            if before is not None:  # as a child process forgets what it has not answered
+                self._caller.load_state_dict(before)
+            if isinstance(error, RewardError | KeyboardInterrupt):
+                raise
             message = f"reward {self.name!r} raised {type(error).__name__}: {error}{users_line(error)}"
             raise RewardError(message, "raises") from error
 
