@@ -12,6 +12,7 @@ from textgym import estimates, make_task
 from textgym.estimates import (
     Estimate,
     Samples,
+    degrees_of_freedom,
     draw_samples,
     expected_returns,
     greatest_return,
@@ -328,3 +329,24 @@ class Greatest:
 def test_the_greatest_return(maximum, pay, gamma, want):
     task = make_task("Text", prompts=["a"], tokenizer=["a", "b", "<end>"], reward=Greatest(maximum, pay), gamma=gamma)
     assert greatest_return(task) == want
+
+
+@pytest.mark.parametrize(("prompts", "count"), [(1, 4), (2, 3), (40, 2)])
+def test_an_interval_of_few_completions_covers(prompts, count):
+    generator, held = np.random.default_rng(0), 0
+    weights = np.full(prompts, 1 / prompts)
+    for seed in range(300):
+        columns = generator.standard_normal((1, prompts, count))
+        mean = columns.mean(-1) @ weights
+        freedom = degrees_of_freedom(columns, weights)
+        drawn = widen(mean, resampled_means(columns, seed) @ weights, count, freedom)
+        found = interval(float(mean[0]), drawn[:, 0])
+        held += found.low <= 0 <= found.high
+    assert held / 300 > 0.91  # two and a half standard errors below 0.95
+
+
+def test_degrees_of_freedom_by_hand():
+    columns = np.array([[[0.0, 2.0, 1.0], [5.0, 5.0, 5.0]], [[0.0, 2.0, 1.0], [1.0, 3.0, 2.0]], [[1.0] * 3, [2.0] * 3]])
+    # One prompt alone varies: n - 1. Both alike: P (n - 1). None: nothing is to be widened.
+    assert degrees_of_freedom(columns, np.array([0.5, 0.5])).tolist() == [2.0, 4.0, np.inf]
+    assert degrees_of_freedom(columns[..., :1], np.array([0.5, 0.5])).tolist() == [np.inf] * 3

@@ -94,13 +94,15 @@ def test_best_by_log_probs_and_by_a_function():
     assert [node.token for node, _ in root.best(2, lambda nodes: [n.token % 3 for n in nodes])] == [2, 1]
 
 
-def test_best_leaves_are_exact_where_nothing_is_cut():
-    task, reference = small_task(), bigram()
+@pytest.mark.parametrize("mask", [None, odd_grammar])
+def test_best_leaves_are_exact_where_nothing_is_cut(mask):
+    task, reference = small_task(mask=mask), bigram()
     env = TokenEnv(task)
     env.reset(options={"prompt_index": 0})
     root = Tree(env).root
-    want = sorted((score(task, root.state.prompt, y) for y in completions()), reverse=True)[:5]
-    assert [value for _, value in root.best_leaves(5, width=1000)] == pytest.approx(want)
+    if mask is None:
+        want = sorted((score(task, root.state.prompt, y) for y in completions()), reverse=True)[:5]
+        assert [value for _, value in root.best_leaves(5, width=1000)] == pytest.approx(want)
     likeliest = solve(task, reference).reference.trajectories.likeliest(0, 5)
     found = root.best_leaves(5, reference, width=1000)
     assert [node.state.completion for node, _ in found] == [item.tokens for item in likeliest]

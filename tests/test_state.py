@@ -109,11 +109,13 @@ def test_restore_and_replay_is_bit_identical() -> None:
         (TokenState(PROMPT, (1, 1)), "budget of 2"),
         (TokenState(PROMPT, (10,)), "outside 0..9"),
         (TokenState(PROMPT, (-1,)), "outside 0..9"),
+        (TokenState(PROMPT, (1, 2), "eos"), "finish_reason='eos': allowed are 'stop', 'length' and None"),
+        (TokenState(PROMPT, (4,)), "runs on although its completion ends by a stop id"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused(state: TokenState, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        store().restore(0, state)
+        store().check(state)
 
 
 def test_a_pickled_store_goes_on_as_the_original_does() -> None:
@@ -155,3 +157,8 @@ def test_prompts_loaded_together_are_as_loaded_one_by_one(chosen: list[int], kep
     another = Prompt("another", (8,), chosen[0])  # of the same index: it is not what was kept
     together.load(0, another)
     assert together.ids[0, 0] == 8
+
+
+def test_a_pickle_grows_with_the_rows_and_not_with_their_square() -> None:
+    sizes = [len(pickle.dumps(TokenStore(1, 1, tokens, 3, (2,), 0))) for tokens in (1000, 4000)]
+    assert sizes[1] < 5 * sizes[0] < 200_000

@@ -371,3 +371,44 @@ def test_without_a_copy_it_equals_one_with_copies_and_shares_its_arrays(mode: Au
     assert not np.shares_memory(kept["input_ids"], copies.step(actions[0])[0]["input_ids"])
     with pytest.raises(ValueError, match="copy=1: True or False is allowed"):
         TokenVectorEnv("Helpful", 1, copy=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("rows", "places"), [([-1], None), ([2], None), ([0.5], None), ([0, 1], (1, "eos")), ([0, 1], (STOP, None))]
+)
+def test_states_that_do_not_fit_change_no_row(rows: list[Any], places: Any) -> None:
+    env = TokenVectorEnv(word_task(), 2, autoreset_mode="Disabled")
+    env.reset(seed=0)
+    env.step(np.array([0, 1]))
+    before = env.get_states()
+    states = [replace(before[0], completion=())] * len(rows)
+    if places is not None:
+        states[-1] = replace(states[-1], completion=(places[0],), finish_reason=places[1])
+    with pytest.raises(ValueError, match=r"rows=|state:"):
+        env.set_states(states, rows)
+    assert env.get_states() == before
+
+
+def test_frames_say_what_was_paid_to_each_row() -> None:
+    env = TokenVectorEnv(word_task(), 2, autoreset_mode="Disabled", render_mode="ansi")
+    alone = TokenEnv(word_task(), render_mode="ansi")
+    env.reset(seed=0)
+    alone.reset(seed=0)
+    assert env.render()[0] == alone.render()
+    env.step(np.array([STOP, 0]))
+    alone.step(STOP)
+    ended = env.get_states([0])
+    assert env.render()[0] == alone.render()
+    env.step(np.array([0, 0]))  # the first row has ended, and is paid no more
+    assert env.render()[0] == alone.render()
+    alone.set_state(ended[0])
+    env.set_states(ended, [0])
+    assert env.render()[0] == alone.render()
+
+
+def test_the_seed_of_a_generator_that_was_set_is_not_known() -> None:
+    env = TokenVectorEnv(word_task(), 2)
+    env.reset(seed=5)
+    assert env.np_random_seed == (5, 6)
+    env.set_attr("np_random", [np.random.default_rng(0), np.random.default_rng(1)])
+    assert env.np_random_seed == (-1, -1)

@@ -190,14 +190,19 @@ class Episodes:
         return masks
 
     def restore(self, row: int, state: TokenState) -> None:
-        """Put a state into a row. Raises: TypeError or ValueError if it is none, or does not fit task and split."""
+        """Put a state into a row. Raises: as `check` does."""
+        self.check(state)
+        self.store.restore(row, state)
+
+    def check(self, state: TokenState) -> None:
+        """Check a state. Raises: TypeError or ValueError if it is none, or does not fit task and split."""
         if not isinstance(state, TokenState):
             raise TypeError(f"state: {type(state).__name__} is not a TokenState, as get_state gives it")
         index = state.prompt.index
         if index is not None and (index >= len(self.prompts) or self.prompts[index] != state.prompt):
             raise ValueError(f"state: its prompt is not prompt {index} of this task's {self.split} split")
         self._check_hidden(state)
-        self.store.restore(row, state)
+        self.store.check(state)
 
     def _check_hidden(self, state: TokenState) -> None:
         """Raise ValueError for a state that hides what its prompt cannot; a search hides nothing (None)."""

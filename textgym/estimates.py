@@ -45,17 +45,34 @@ class Estimate:
         return mean if self.exact else f"{mean} [{low}, {high}]"
 
 
-def widen(estimates: Floats, replicates: Floats, count: int) -> Floats:
+def widen(estimates: Floats, replicates: Floats, count: int, freedom: Floats | float = math.inf) -> Floats:
     """Return replicates (R, K) whose deviations are centred on the estimates (K,) and have their unbiased size.
 
     Resampling n completions shrinks a variance by (n - 1) / n, and doubles the bias of a biased statistic.
     With one completion nothing is known of the spread: the result is NaN.
+
+    Args: freedom: degrees of freedom of each spread (K,), for Student's t in place of the normal.
     """
     if count < 2:
         return np.full_like(replicates, np.nan)
     with np.errstate(invalid="ignore"):  # what is infinite has no interval
         deviations = replicates - replicates.mean(0)
-        return np.asarray(estimates + deviations * np.sqrt(count / (count - 1)))
+        return np.asarray(estimates + deviations * np.sqrt(count / (count - 1)) * _student(freedom + 1.0))
+
+
+def degrees_of_freedom(columns: Floats, weights: Floats) -> Floats:
+    """Return those of the weighted means over prompts (K,): infinite where nothing varies.
+
+    Args: columns: (K, P, n), as of `resampled_means`. weights: (P,).
+    Source: Welch (1947), The generalization of Student's problem, eq. 28; Satterthwaite (1946).
+    """
+    count = columns.shape[2]
+    if count < 2:
+        return np.full(len(columns), np.inf)
+    with np.errstate(invalid="ignore", divide="ignore"):  # what is infinite has no interval
+        parts = weights**2 * columns.var(-1, ddof=1)
+        found = np.square(parts.sum(-1)) / np.square(parts).sum(-1) * (count - 1)
+    return np.where(np.isnan(found), np.inf, found)
 
 
 def interval(mean: float, replicates: Floats) -> Estimate:
@@ -373,11 +390,11 @@ def _unseen(samples: Samples) -> Bools:
     return np.asarray(same & (highest < samples.maximum - 1e-6 * max(1.0, abs(samples.maximum))))  # float32 in a file
 
 
-def _student(samples: float) -> float:
+def _student(samples: Floats | float) -> Floats:
     """Return Student's t over the normal quantile, at 97.5%.
 
     Source: Abramowitz and Stegun (1964), 26.7.5.
     """
-    z, freedom = _NORMAL, max(samples - 1.0, 1.0)
+    z, freedom = _NORMAL, np.maximum(np.asarray(samples, dtype=np.float64) - 1.0, 1.0)
     terms = (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    return 1.0 + terms / z
+    return np.asarray(1.0 + terms / z)

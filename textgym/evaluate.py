@@ -16,6 +16,7 @@ from textgym.checks import Floats, Ints, JsonObject, check_count
 from textgym.estimates import (
     RESAMPLES,
     Estimate,
+    degrees_of_freedom,
     expected_returns,
     greatest_return,
     interval,
@@ -232,7 +233,8 @@ def _sampled(policy: Policy, task: Task, episodes: PromptEpisodes, beta: float, 
     columns, weights = np.stack(list(measures.values()))[:, asked], episodes.weights[asked]
     means = columns.mean(-1) @ weights
     per_prompt = episodes.returns.shape[1]
-    replicates = widen(means, resampled_means(columns, seed) @ weights, per_prompt)  # (R, K)
+    freedom = degrees_of_freedom(columns, weights)
+    replicates = widen(means, resampled_means(columns, seed) @ weights, per_prompt, freedom)  # (R, K)
     found = {
         name: (interval(float(means[column]), replicates[:, column]), replicates[:, column])
         for column, name in enumerate(measures)

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
-from textgym.checks import Floats, check_count
+from textgym.checks import Bools, Floats, check_count
 from textgym.env import TokenEnv
 from textgym.episodes import Episodes
-from textgym.lm.reference import Observation, Reference
+from textgym.lm.reference import Observation, Reference, restricted
 from textgym.rewards.scorer import scorers_restored
 from textgym.solver.solution import Solution
 from textgym.state import TokenState
@@ -168,6 +168,7 @@ class Tree:
             return [_optimal_values(by, parent, len(own)) for parent, own in zip(parents, families, strict=True)]
         if isinstance(by, Reference):
             table = np.asarray(by.log_probs(self.observations(parents)), dtype=np.float64)
+            table = restricted(table, None if self.task.mask is None else self._masks(parents))
             return [table[i, [node.state.completion[-1] for node in own]] for i, own in enumerate(families)]
         if by is not None and not callable(by):
             raise TypeError(
@@ -182,14 +183,18 @@ class Tree:
     def _edges(self, nodes: Sequence[Node]) -> list[tuple[int, int]]:
         """Return place and legal token of every move from these nodes."""
         running = [i for i, node in enumerate(nodes) if not node.finished]
-        edges: list[tuple[int, int]] = []
-        for start in range(0, len(running), _ROWS):
-            part = running[start : start + _ROWS]
-            for row, i in enumerate(part):
-                self._episodes.restore(row, nodes[i].state)
-            places, tokens = np.nonzero(self._episodes.masks(range(len(part))))
-            edges += [(part[row], token) for row, token in zip(places.tolist(), tokens.tolist(), strict=True)]
-        return edges
+        places, tokens = np.nonzero(self._masks([nodes[i] for i in running]))
+        return [(running[place], token) for place, token in zip(places.tolist(), tokens.tolist(), strict=True)]
+
+    def _masks(self, nodes: Sequence[Node]) -> Bools:
+        """Return the legal tokens of running nodes, (B, V)."""
+        parts = [np.zeros((0, self.task.vocabulary.size), dtype=np.bool_)]
+        for start in range(0, len(nodes), _ROWS):
+            part = nodes[start : start + _ROWS]
+            for row, node in enumerate(part):
+                self._episodes.restore(row, node.state)
+            parts.append(self._episodes.masks(range(len(part))))
+        return np.concatenate(parts)
 
     def _move(self, parents: Sequence[Node], tokens: Sequence[int]) -> Iterator[Node]:
         """Step once from each of up to `_ROWS` nodes; they are paid in one call of the reward."""

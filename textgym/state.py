@@ -29,7 +29,8 @@ _FEW = 6  # rows; numpy's calls for all of them at once cost as much as writing 
 _MOST_KEPT = 2**24  # bytes of padded prompts
 # Views would come back from a pickle as arrays of their own, and padded prompts are made anew.
 _FLAT = ("_flat_ids", "_flat_mask", "_flat_slot_code", "_flat_authors")
-_VIEWS = ("mask", "authors", "_slot_code", *_FLAT, "_copies", "_rows_parts", "_row_parts", "_padded", "_keeps")
+_LISTS = ("_copies", "_rows_parts", "_row_parts", "_padded", "_keeps")
+_VIEWS = ("_starts", "mask", "authors", "_slot_code", *_FLAT, *_LISTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ class TokenStore:
         prompts: int = 0,
     ) -> None:
         self.width = max_prompt_tokens + max_new_tokens
-        self.turn_tokens = turn_tokens or max_new_tokens
+        self.turn_tokens, self._one_turn = turn_tokens or max_new_tokens, not turn_tokens
         self.max_prompt_tokens, self.max_new_tokens, self.pad_id = max_prompt_tokens, max_new_tokens, pad_id
         self.segments = segments
         self.ids = np.full((rows, self.width), pad_id, dtype=np.int64)
@@ -164,7 +165,7 @@ class TokenStore:
         places = np.arange(2 * self.width) - self.width
         codes = np.where(places == self.turn_tokens - 1, _LENGTH, RUNNING)
         starts = np.stack([places < 0, np.where(places < 0, PROMPT, POLICY), codes]).astype(np.int8)
-        self._starts = np.lib.stride_tricks.sliding_window_view(starts, self.width, axis=1)
+        self._start_values = starts
         self._kept = min(prompts, _MOST_KEPT // (8 * self.width))
         self._make_views()
 
@@ -326,11 +327,7 @@ class TokenStore:
         )
 
     def restore(self, row: int, state: TokenState) -> None:
-        """Put `state` into `row`. O(L).
-
-        Raises: ValueError if the state does not fit these limits or this vocabulary.
-        """
-        self._check(state)
+        """Put a state that `check` has passed into `row`. O(L)."""
         self.load(row, state.prompt, state.episode_seed, state.hidden)
         start, length = len(state.prompt.ids), len(state.tokens)
         self.ids[row, start:length] = state.completion
@@ -353,6 +350,7 @@ class TokenStore:
 
     def _make_views(self) -> None:
         """Make views into the arrays; indexing with one number is several times faster than with two."""
+        self._starts = np.lib.stride_tricks.sliding_window_view(self._start_values, self.width, axis=1)
         self.mask, self.authors, self._slot_code = self._bytes
         self._flat_ids, self._flat_mask = self.ids.reshape(-1), self.mask.reshape(-1)
         self._flat_slot_code, self._flat_authors = self._slot_code.reshape(-1), self.authors.reshape(-1)
@@ -364,7 +362,8 @@ class TokenStore:
         self._padded = np.empty((self._kept, self.width), dtype=np.int64)
         self._keeps: list[Prompt | None] = [None] * self._kept
 
-    def _check(self, state: TokenState) -> None:
+    def check(self, state: TokenState) -> None:
+        """Raise ValueError if a state does not fit these limits or this vocabulary."""
         prompt, completion, size = len(state.prompt.ids), len(state.completion), len(self._stop_code)
         if not 1 <= prompt <= self.max_prompt_tokens:
             raise ValueError(f"state: its prompt has {prompt} tokens, allowed is 1..{self.max_prompt_tokens}")
@@ -376,3 +375,7 @@ class TokenStore:
             raise ValueError(f"state: runs on although its budget of {self.turn_tokens} tokens is spent")
         if not all(0 <= token < size for token in state.tokens):
             raise ValueError(f"state: holds an id outside 0..{size - 1} (the vocabulary has {size} tokens)")
+        if state.finish_reason not in _CODES:
+            raise ValueError(f"state: finish_reason={state.finish_reason!r:.80}: allowed are 'stop', 'length' and None")
+        if self._one_turn and completion and state.finish_reason is None and self._stop_code[state.completion[-1]]:
+            raise ValueError("state: runs on although its completion ends by a stop id")

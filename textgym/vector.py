@@ -14,7 +14,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from textgym.checks import Bools, Floats, Ints, check_flag, shown
+from textgym.checks import Bools, Floats, Ints, check_count, check_flag, shown
 from textgym.env import NO_MODE, TokenEnv, find_task, why_reset
 from textgym.episodes import Ending, Episodes, action_space, observation_space
 from textgym.render import Frame, check_render_mode, frame_image, frame_text, print_frame
@@ -113,7 +113,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         self._generators: list[np.random.Generator | None] = [None] * num_envs
         self._seeds: list[int | None] = [None] * num_envs
         self.row_attributes: dict[str, tuple[object, ...]] = {}
-        self._last_rewards = np.zeros(num_envs)
+        self._last_rewards = np.full(num_envs, np.nan)  # for frames; NaN where none was paid, or is not known
         self._waiting = np.zeros(num_envs, dtype=np.bool_)
 
     def reset(self, *, seed: Seeds = None, options: dict[str, Any] | None = None) -> tuple[Observation, Infos]:
@@ -163,7 +163,8 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
             self._waiting[paid] = False
             ended, infos = [] if ending is None else ending.rows, self._last_infos(ending)
         terminations = store.finish != RUNNING
-        self._last_rewards = rewards
+        if self.render_mode is not None:
+            self._last_rewards[rows] = np.where(self._waiting[rows], np.nan, rewards[rows])
         if self.autoreset_mode is AutoresetMode.NEXT_STEP and idle:
             terminations[idle] = False
             infos.update(self._restart(idle, {}))
@@ -188,7 +189,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
             return rewards, {}
         rewards[rows], ending = self.episodes.settle(rows.tolist())
         self._waiting[:] = False
-        self._last_rewards = rewards
+        self._last_rewards[rows] = rewards[rows]
         return rewards, self._last_infos(ending)
 
     @contextmanager
@@ -228,15 +229,17 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         """Go on from these states in these sub-environments (None: in all).
 
         Returns: the observations of all sub-environments.
-        Raises: ValueError if a state does not fit this task, or the numbers of states and rows differ; RuntimeError
-            for rows whose rewards have not been paid yet, see `settle`.
+        Raises: ValueError for a state or row that does not fit; RuntimeError for rows that wait, see `settle`.
         """
-        rows = range(self.num_envs) if rows is None else rows
+        rows = [check_count("rows", row, 0, self.num_envs - 1) for row in (self._all_rows if rows is None else rows)]
         self._check_paid("set_states", rows)
         if len(states) != len(rows):
             raise ValueError(f"states: {len(states)} states for {len(rows)} rows, allowed is one for each")
+        for state in states:
+            self.episodes.check(state)
         for row, state in zip(rows, states, strict=True):
-            self.episodes.restore(row, state)
+            self._store.restore(row, state)
+        self._last_rewards[rows] = np.nan
         return self._store.observations(self.copy)
 
     def render(self) -> tuple[Frame, ...] | None:
@@ -244,8 +247,8 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         if self.render_mode is None:
             gym.logger.warn(NO_MODE)
             return None
-        states, rewards = self.get_states(), self._last_rewards.tolist()
-        frames = [frame_text(self.task, state, reward) for state, reward in zip(states, rewards, strict=True)]
+        rewards = [None if reward != reward else reward for reward in self._last_rewards.tolist()]
+        frames = [frame_text(self.task, *each) for each in zip(self.get_states(), rewards, strict=True)]
         if self.render_mode == "human":
             print_frame("\n".join(frames) + "\n", "")
             return None
@@ -279,7 +282,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
             generators = [each for each in rows if isinstance(each, np.random.Generator)]
             if len(generators) < self.num_envs:
                 raise ValueError(f"np_random={shown(values)}: allowed are numpy's Generators")
-            self._generators[:] = generators
+            self._generators[:], self._seeds[:] = generators, [-1] * self.num_envs
         elif hasattr(self, name):
             raise ValueError(f"name={name!r}: is set when the environment is made; allowed are np_random and new names")
         else:

@@ -10,9 +10,11 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +23,7 @@ from typing import IO, Protocol
 
 from textgym.codecs import rendering
 from textgym.codecs.protocol import Codec
+from textgym.processes import how_it_ended
 
 MASK = "\ue000"
 """Stands for a character that the template did not write; templates leave private-use characters as they are."""
@@ -165,28 +168,31 @@ class _Renderer:
     def __call__(self, request: str) -> dict[str, str]:
         """Return the answer to a line of JSON, see `rendering`."""
         with self._lock:
-            if self._process is None or self._process.poll() is not None:
-                self._process = self._start()
-            process = self._process
-            try:
-                assert process.stdin is not None
-                assert process.stdout is not None
-                process.stdin.write(request + "\n")
-                process.stdin.flush()
-                answer: dict[str, str] = json.loads(_next_line(process, process.stdout))
-            except BaseException as error:
-                self.close()  # after an interrupt, too: the answer to come would be read as the next one's
-                if not isinstance(error, OSError | ValueError):
-                    raise
-                return {"error": f"it was ended after {rendering.CPU_SECONDS} s of CPU time, or {_SECONDS:g} s in all"}
-            return answer
+            started = time.monotonic()
+            while True:
+                old = self._process is not None and self._process.poll() is None
+                self._process = process = self._process if old and self._process else self._start()
+                try:
+                    return _answer(process, request)
+                except BaseException as error:
+                    code = self.close()  # after an interrupt, too: the answer to come would be read as the next one's
+                    if not isinstance(error, OSError | ValueError):
+                        raise
+                    if code == -getattr(signal, "SIGPROF", 0):
+                        return {"error": f"it was ended after {rendering.CPU_SECONDS} s of CPU time"}
+                    late = time.monotonic() - started >= _SECONDS
+                    if late or not old:  # an old one may have died before it was asked
+                        how = f"it was ended after {_SECONDS:g} s" if late else f"it died, {how_it_ended(code)}"
+                        raise ValueError(f"chat: the chat template cannot be rendered: {how}") from None
 
-    def close(self) -> None:
-        """End the process, if there is one."""
+    def close(self) -> int:
+        """End the process, if there is one. Returns: how it ended, as `how_it_ended` takes it."""
         process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.communicate()
+        if process is None:
+            return 0
+        process.kill()
+        process.communicate()
+        return process.returncode
 
     def _start(self) -> subprocess.Popen[str]:
         if importlib.util.find_spec("jinja2") is None:
@@ -202,6 +208,15 @@ class _Renderer:
             encoding="utf-8",
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUTF8": "1"},
         )
+
+
+def _answer(process: subprocess.Popen[str], request: str) -> dict[str, str]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(request + "\n")
+    process.stdin.flush()
+    answer: dict[str, str] = json.loads(_next_line(process, process.stdout))
+    return answer
 
 
 def _next_line(process: subprocess.Popen[str], output: IO[str]) -> str:
