@@ -177,8 +177,8 @@ class OnPolicyConfig(CutSettings, LMConfig):
     whiten: bool = True
     """Standardise advantages over the batch's real tokens; the KL term in the loss is scaled with them."""
     update_kl: float = 1.5
-    """Where no learning_rate is set: nats a sequence that 256 episodes in 8 steps or more move the policy by (others in
-    proportion) if that goes straight to higher scores. The first batch, at a quarter of the rate, shows how it goes."""
+    """Of a language model without learning_rate: nats a sequence that 256 episodes in 8 steps or more (others in
+    proportion) move it by if that goes straight to higher scores. The first batch, at a quarter of the rate, tells."""
     stop_update_kl: float | None = None
     """An update ends early when the policy is this far (nats per token) from the one that sampled."""
     sampler: str | None = None

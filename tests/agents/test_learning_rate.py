@@ -12,7 +12,7 @@ from textgym_agents.algorithms.rloo import RLOO, RLOOConfig
 from textgym_agents.config import LMPPOConfig
 from textgym_agents.lm import rates
 from textgym_agents.lm.devices import ALONE
-from textgym_agents.lm.rates import settle, settled
+from textgym_agents.lm.rates import rate_at, settle, settled
 
 from textgym import TokenVectorEnv, make_task
 
@@ -179,6 +179,8 @@ def test_in_small_batches_the_rate_rises_with_the_correlation_and_never_falls():
         first_rate=1e-4,
         toward=0.0,
         correlation=0.0,
+        rounding=0.0,
+        reach=0.0,
         chosen="",
         episodes=64,
         iteration=1,
@@ -219,3 +221,47 @@ def test_the_rate_rises_to_thirty_times_the_first_at_most():
     for _ in range(5):
         settle(agent, RLOOConfig(batch=64), 1.0, written([1.0, 0.0, 1.0, 0.0], times=16), lambda: moves)
     assert agent.learning_rate == pytest.approx(3e-3)
+
+
+def test_rounding_in_bfloat16_is_no_move():
+    agent = SimpleNamespace(
+        first_rate=1e-4, learning_rate=1e-4, toward=0.0, correlation=0.0, rounding=0.0, reach=0.0, chosen="",
+        episodes=0, iteration=0, budget=640, devices=ALONE,
+    )  # fmt: skip
+    config = RLOOConfig(batch=64, schedule="linear", warmup=0.5, update_kl=3.0, precision="bfloat16")
+    noise = np.resize([0.01, -0.01], 80)  # of which a row of 1 to 2 tokens keeps some
+    paid = [1.0, 0.0, 1.0, 0.0]
+
+    def see(moves, paid=paid):
+        settle(agent, config, 1.0, written(paid, times=16), lambda: moves)
+        agent.iteration, agent.episodes = agent.iteration + 1, agent.episodes + 64
+
+    see(noise)
+    rounding = agent.rounding
+    assert rounding > 0
+    first = rate_at(config, 0, 640)
+    assert agent.reach == first
+    see(noise)  # the update before had next to no rate
+    assert (agent.toward, agent.learning_rate, agent.rounding) == (0.0, 1e-4, rounding)
+    see(noise, [1.0] * 4)  # nothing is learned from equal scores
+    reach = first + rate_at(config, 64, 640)
+    assert agent.reach == pytest.approx(reach)
+    move = np.tile([3.0, -2.0, -1.0, 2.0, 0.0], 16)
+    see(move)
+    alone = settled(1e-4, written(paid, times=16), move, 1.0, config, ALONE, reach, rounding)
+    assert (agent.learning_rate, agent.toward, agent.chosen) == alone
+    plain = settled(1e-4, written(paid, times=16), move, 1.0, config, ALONE, reach)
+    assert plain[0] < alone[0] < 1.01 * plain[0]
+    assert (agent.reach, agent.rounding) == (0.0, 0.0)
+
+
+@pytest.mark.slow
+def test_a_run_in_bfloat16_settles_about_where_one_in_float32_does(tmp_path):
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        env = TokenVectorEnv(make_task("Helpful"), 32, autoreset_mode=AutoresetMode.DISABLED)
+        env.reset(seed=0)
+        agent = RLOO(env.task, RLOOConfig(batch=32, warmup=0.2, device="cpu", precision=precision))
+        agent.learn(env, 32 * 40, lambda row, agent=agent: bool(agent.chosen) or row["iteration"] > 9)
+        found[precision] = agent.learning_rate / agent.first_rate
+    assert 0.4 < found["bfloat16"] / found["float32"] < 2.5  # 0.1 at most if rounding counts

@@ -10,6 +10,7 @@ from chat_tools import applied, bare, chat_tokenizer
 from gymnasium.vector import AutoresetMode, VectorWrapper
 from lm.tiny_models import tiny_gpt2, tiny_llama
 from lm.zoo import zoo_model
+from textgym_agents import load_agent, make_agent, make_env
 from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.algorithms.rloo import RLOO, RLOOConfig
 from textgym_agents.config import LMPPOConfig
@@ -278,3 +279,18 @@ def test_a_model_that_is_not_causal_is_refused_by_name_when_the_agent_is_made(ta
     model = zoo_model("xlnet", vocab_size=4)
     with pytest.raises(ValueError, match=r"model: XLNetLMHeadModel cannot be used.*nats"):
         LMPPO(task, LMPPOConfig(batch=16, device="cpu"), model=model)
+
+
+@pytest.mark.parametrize(("settings", "used"), [({}, 1.0), ({"beta": 0.3}, 0.3), ({"kl_target": 2.0}, 0.1)])
+def test_a_loaded_agent_has_the_beta_of_its_config_or_of_the_task(tmp_path, settings, used):
+    old, new = (make_env("textgym/Stop-v0", 8, beta=beta) for beta in (0.1, 1.0))
+    make_agent("lm-ppo", old, device="cpu", **settings).save(tmp_path / "agent")
+    assert load_agent(tmp_path / "agent", new).controller.beta == used
+
+
+def test_values_are_scaled_by_the_first_returns_that_differ():
+    agent = make_agent("lm-ppo", make_env("textgym/Stop-v0", 8), device="cpu")
+    assert agent._centre_values(np.zeros(4)) == (1.0, 0.0)
+    assert agent.value_scale is None
+    assert agent._centre_values(np.array([0.0, 2000.0])) == (1000.0, 1000.0)
+    assert agent._centre_values(np.array([0.0, 2.0])) == (1000.0, 1000.0)

@@ -85,7 +85,8 @@ def test_cispo_s_gradient_is_that_of_its_paper():
 
 @pytest.mark.parametrize("surrogate", ["clip", "cispo", "gspo"])
 def test_what_counts_as_clipped_is_what_the_surrogate_clips(surrogate):
-    agent, *batch = moved(surrogate=surrogate, aggregation="sequence", clip_low=0.1, clip_high=0.5)
+    low = {} if surrogate == "cispo" else {"clip_low": 0.1}
+    agent, *batch = moved(surrogate=surrogate, aggregation="sequence", clip_high=0.5, **low)
     meter, found = UpdateMeter(), []
     meter.start(len(batch[0].rows))
     for part in micro_batches(batch[0], np.arange(32), 8):
@@ -123,6 +124,7 @@ def test_maxrl_weighs_prompts_by_how_seldom_they_are_answered():
     [
         ({"surrogate": "gspo"}, "aggregation='constant': allowed is 'sequence' with surrogate='gspo'"),
         ({"surrogate": "ppo"}, "surrogate='ppo'"),
+        ({"surrogate": "cispo", "clip_low": 0.1}, "clip_low=0.1: allowed is 0.2 without surrogate='clip' or 'gspo'"),
         (
             {"divide_by_mean": True, "divide_by_std": True},
             "divide_by_mean=True: allowed is False with divide_by_std=True",

@@ -13,7 +13,7 @@ from textgym.checks import Floats
 from textgym.lm.categorical import chunks
 from textgym.task import Task
 from textgym_agents.algorithms.rloo import GroupAgent, GroupConfig
-from textgym_agents.config import positive, require
+from textgym_agents.config import only_with, positive, require
 from textgym_agents.lm.critic_free import (
     action_returns,
     centred,
@@ -76,6 +76,7 @@ class GRPOConfig(GroupConfig):
         both = self.divide_by_mean and self.divide_by_std
         require("divide_by_mean", self.divide_by_mean, not both, "False with divide_by_std=True")
         positive(self, "clip_low", "clip_high")
+        only_with(self, "clip_low", self.surrogate != "cispo", "surrogate='clip' or 'gspo'")
 
 
 class GRPO(GroupAgent):

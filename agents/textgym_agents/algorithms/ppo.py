@@ -56,7 +56,7 @@ class OnPolicyAgent(LMAgent):
         rollout = self._collect(env, self.policy, self._seed(0), end_ids, exact, self.group, behind, self.devices)
         scored = score_reference(self.reference, rollout, config.micro_batch, exact)  # (N, F) or (N,)
         kl = token_kl(rollout, self.policy, self.reference, scored, config.kl)  # (N,)
-        if self.settles and self.iteration:  # the first update is behind
+        if self.settles:
             moved = lambda: log_ratios_within_cut(rollout, self.policy, self.reference, scored, kl, config)  # noqa: E731
             settle(self, config, None if self.objective_tokens == 0 else gamma, rollout, moved)
             self._set_learning_rate()

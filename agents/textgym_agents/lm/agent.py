@@ -43,7 +43,7 @@ class LMAgent(SavedLM, DrawingAgent):
     critic = False
     resumes = True
     rounds = 1  # batches that the last iteration has played
-    first_rate = toward = correlation = 0.0  # see `textgym_agents.lm.rates.settle`
+    first_rate = toward = correlation = rounding = reach = 0.0  # see `textgym_agents.lm.rates.settle`
 
     def __init__(self, task: Task, config: LMConfig, model: nn.Module | None = None) -> None:
         self.task, self.devices = task, join()
@@ -97,11 +97,11 @@ class LMAgent(SavedLM, DrawingAgent):
             group["lr"] = self.learning_rate * factor * group.get("multiple", 1.0)
 
     def _centre_values(self, returns: Floats) -> tuple[float, float]:
-        """Return scale and offset of V = offset + scale * head: spread and mean of the first returns (B,), kept."""
+        """Return scale and offset of V = offset + scale * head: spread and mean of the first returns that differ."""
         if self.value_scale is None:
             self.value_offset, spread = float(returns.mean()), float(returns.std())
-            self.value_scale = spread if spread > 1e-6 * max(abs(self.value_offset), 1e-6) else 1.0
-        return self.value_scale, self.value_offset
+            self.value_scale = spread if spread > 1e-6 * max(abs(self.value_offset), 1e-6) else None
+        return self.value_scale or 1.0, self.value_offset
 
     def _finish_step(self) -> float:
         """Apply the gradient of all devices, scaled down to `max_grad_norm`; return its norm before."""

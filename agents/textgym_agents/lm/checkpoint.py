@@ -53,7 +53,8 @@ if TYPE_CHECKING:
 
 OptimizerState = Mapping[int, Mapping[str, object]]
 _COUNTERS = ("iteration", "episodes", "budget")
-_NUMBERS = ("value_offset", "learning_rate", "toward", "correlation")  # the last two of a rate that is settled
+_SETTLED = ("toward", "correlation", "rounding", "reach")  # of a rate that the agent finds, where they are not 0
+_NUMBERS = ("value_offset", "learning_rate", *_SETTLED)
 
 
 class SavedLM(ABC):
@@ -72,7 +73,6 @@ class SavedLM(ABC):
     entropy: EntropyController | None = None
     learning_rate: float
     value_scale: float | None
-    toward: float
     iteration: int
     episodes: int
     budget: int
@@ -104,7 +104,8 @@ class SavedLM(ABC):
         tensors |= with_prefix("optimizer.", optimizer_tensors(self.optimizer))
         tensors |= with_prefix("memory.", self.memory()) | self._weights()
         state: dict[str, object] = {"scorers": scorers} if scorers else {}
-        state |= {name: getattr(self, name) for name in (*_COUNTERS, *_NUMBERS[: 4 if self.toward else 2])} | {
+        state |= {name: own for name in (*_COUNTERS, *_NUMBERS) if (own := getattr(self, name)) or name not in _SETTLED}
+        state |= {
             "beta": self.controller.beta,
             "value_scale": self.value_scale,
             "own_reference": self.has_own_reference,
@@ -201,13 +202,12 @@ class SavedLM(ABC):
         restore_optimizer(agent.optimizer, without_prefix("optimizer.", tensors))
         if memory := without_prefix("memory.", tensors):
             agent.restore_memory({name: loaded(each) for name, each in memory.items()})
-        agent.controller.beta = number(state, "beta")
+        if agent.config.kl_target is not None:  # else it is the config's, or the task's
+            agent.controller.beta = number(state, "beta")
         if agent.entropy is not None and agent.entropy.target is not None:
             agent.entropy.coefficient = number(state, "entropy_coefficient")
-        for name in _COUNTERS:
-            setattr(agent, name, count(state, name))
-        for name in _NUMBERS:
-            setattr(agent, name, number({"toward": 0.0, "correlation": 0.0} | state, name))
+        for name, read in {**dict.fromkeys(_COUNTERS, count), **dict.fromkeys(_NUMBERS, number)}.items():
+            setattr(agent, name, read(dict.fromkeys(_SETTLED, 0.0) | state, name))
         agent.value_scale = None if state["value_scale"] is None else number(state, "value_scale")
         agent.has_own_reference = flag(state, "own_reference") or is_sharded(agent.policy)
         agent.scorers = state.get("scorers", []) if saved.same_task else []

@@ -36,6 +36,8 @@ class Learner(Protocol):
     Attributes:
         learning_rate: its peak. first_rate: that of the first update.
         toward: the correlation that the rate goes by, 0 before it is settled. correlation: its running mean.
+        rounding: how far a policy in bfloat16 seems to have moved before its first update, nats a sequence.
+        reach: of updates that rounding may have hidden, the sum of their rates, in shares of the peak.
         chosen: see `Agent`. episodes, iteration, budget: so far, and in all. devices: see `Devices`.
     """
 
@@ -43,6 +45,8 @@ class Learner(Protocol):
     first_rate: float
     toward: float
     correlation: float
+    rounding: float
+    reach: float
     chosen: str
     episodes: int
     iteration: int
@@ -70,10 +74,12 @@ def settle(
     if not first and (agent.toward == 0 or gamma is None or batch >= _ENOUGH):
         return
     if first:
-        factor = rate_at(config, agent.episodes * (1 - 1 / agent.iteration), agent.budget)  # of the update before
-        found = settled(agent.learning_rate, rollout, log_ratios(), gamma, config, agent.devices, factor)
-        agent.learning_rate, agent.toward, agent.chosen = found
-        agent.correlation = agent.toward
+        if agent.iteration:  # the first update is behind
+            _settle_first(agent, config, gamma, rollout, log_ratios())
+        elif "bfloat16" in (config.precision, config.reference_precision):
+            agent.rounding = _move(rollout, log_ratios(), gamma, agent.devices).size
+        if agent.rounding and not agent.toward and (gamma is None or _differ(_aims(rollout, gamma, agent.devices))):
+            agent.reach += rate_at(config, agent.episodes, agent.budget)
         return
     move = _move(rollout, log_ratios(), gamma, agent.devices)
     if move.correlation is not None:
@@ -84,6 +90,18 @@ def settle(
         agent.toward = agent.correlation
 
 
+def _settle_first(
+    agent: Learner, config: OnPolicyConfig, gamma: float | None, rollout: Rollout, log_ratios: Floats
+) -> None:
+    # Of the updates that rounding hid, or of the one before.
+    factor = agent.reach or rate_at(config, agent.episodes * (1 - 1 / agent.iteration), agent.budget)
+    found = settled(agent.learning_rate, rollout, log_ratios, gamma, config, agent.devices, factor, agent.rounding)
+    agent.learning_rate, agent.toward, agent.chosen = found
+    agent.correlation = agent.toward
+    if agent.toward:
+        agent.reach = agent.rounding = 0.0
+
+
 def settled(
     rate: float,
     rollout: Rollout,
@@ -92,6 +110,7 @@ def settled(
     config: OnPolicyConfig,
     devices: Devices = ALONE,
     factor: float = 1.0,
+    rounding: float = 0.0,
 ) -> tuple[float, float, str]:
     """Return the learning rate at which an update moves the policy as `update_kl` says, what it follows, and why.
 
@@ -103,11 +122,12 @@ def settled(
         rate: the peak so far. factor: the share of it at which the policy that wrote the rollout has learned.
         log_ratios: (N,) of each action, to the policy before, see `textgym_agents.lm.nlpo.log_ratios_within_cut`.
         gamma: of the rewards; None where nothing is learned from them: then all of `update_kl` is wanted.
-        devices: whose ranks each have a part of the batch.
+        devices: whose ranks each have a part of the batch. rounding: see `Learner`; a move is four times as far.
     """
     move = _move(rollout, log_ratios, gamma, devices)
-    if move.size < _SMALLEST:
+    if move.size < max(_SMALLEST, 4 * rounding):
         return rate, 0.0, ""
+    move = move._replace(size=move.size - rounding)
     correlation = move.correlation or 0.0
     toward = 1.0 if gamma is None else _toward(correlation, move.episodes)
     steps = min(config.epochs * config.minibatches, 8)
@@ -137,13 +157,22 @@ class _Move(NamedTuple):
 
 
 def _move(rollout: Rollout, log_ratios: Floats, gamma: float | None, devices: Devices) -> _Move:
-    own = np.bincount(rollout.rows, log_ratios, len(rollout.lengths))
-    aims = own if gamma is None else scores(rollout, gamma)
-    moves, found = devices.gather_array(np.stack([own, aims], 1)).astype(np.float64).T  # (B,) each
-    varied = moves.std() > 0 and found.std() > 1e-6 * np.abs(found).max()
+    own = devices.gather_array(np.bincount(rollout.rows, log_ratios, len(rollout.lengths)))
+    moves = own.astype(np.float64)  # (B,)
+    found = moves if gamma is None else _aims(rollout, gamma, devices)
+    varied = moves.std() > 0 and _differ(found)
     correlation = float(np.corrcoef(moves, found)[0, 1]) if varied else None
     size = float(0.5 * (moves**2).mean())  # the KL to second order, and unlike the mean never negative
     return _Move(size, correlation, len(moves))
+
+
+def _aims(rollout: Rollout, gamma: float, devices: Devices) -> Floats:
+    """Return the scores of the whole batch (B,)."""
+    return devices.gather_array(scores(rollout, gamma)).astype(np.float64)
+
+
+def _differ(values: Floats) -> bool:
+    return bool(values.std() > 1e-6 * np.abs(values).max())
 
 
 def _toward(correlation: float, episodes: int) -> float:
