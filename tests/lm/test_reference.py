@@ -38,5 +38,10 @@ def test_bad_tables_are_refused():
         NGramReference(np.array([[0.5, 0.6], [1.0, 0.0]]))
     with pytest.raises(ValueError, match=r"start=\(1, 2\): 1 token ids"):
         NGramReference(np.eye(2), start=(1, 2))
+    for start in ([-1], [2], [0.5]):
+        with pytest.raises(ValueError, match=r"start=.*1 token ids in 0\.\.1 are needed"):
+            NGramReference(np.eye(2), start=start)
+    with pytest.raises(ValueError, match=r"shape \(3, 4\), allowed is V as often as n"):
+        NGramReference(np.full((3, 4), 0.25))
     with pytest.raises(ValueError, match="no token is allowed"):
         UniformReference(np.zeros(3, dtype=bool))

@@ -68,18 +68,20 @@ class NGramReference:
     Args:
         probabilities: (V,) * n float; `probabilities[a, b]` is the distribution after ..., a, b. Rows sum to 1.
         start: token ids that stand before the first token of a state, n - 1 of them; default all 0.
-    Raises: ValueError if a row is negative or does not sum to 1, or `start` has the wrong length.
+    Raises: ValueError for another shape, a row that is negative or does not sum to 1, or another `start`.
     Source: Shannon (1948), A Mathematical Theory of Communication, section 3.
     """
 
     def __init__(self, probabilities: NDArray[np.floating], start: Sequence[int] | None = None) -> None:
         table = np.asarray(probabilities, dtype=np.float64)
+        if len(set(table.shape)) != 1:
+            raise ValueError(f"probabilities: shape {table.shape}, allowed is V as often as n, as in (V, V) for n = 2")
         if (table < 0).any() or not np.allclose(table.sum(-1), 1.0, atol=1e-9):
             raise ValueError("probabilities: every row must be >= 0 and sum to 1")
         self._order = table.ndim
         self._start = np.zeros(self._order - 1, dtype=np.int64) if start is None else np.asarray(start)
-        if self._start.shape != (self._order - 1,):
-            raise ValueError(f"start={start!r}: {self._order - 1} token ids are needed")
+        if self._start.shape != (self._order - 1,) or not np.isin(self._start, np.arange(len(table))).all():
+            raise ValueError(f"start={start!r}: {self._order - 1} token ids in 0..{len(table) - 1} are needed")
         with np.errstate(divide="ignore"):
             self._table = np.log(table)
 
