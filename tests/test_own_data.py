@@ -18,6 +18,7 @@ from textgym.checks import TextGymWarning
 from textgym.commands.console import UsageError
 from textgym.commands.flags import with_config
 from textgym.prompts import fit_prompts, own_splits, prompt_set
+from textgym.rewards import make_reward
 from textgym.task import make_task
 from textgym.vocab import load_vocabulary
 
@@ -237,5 +238,9 @@ def test_data_of_a_split_without_prompts_of_its_own_are_refused(name):
 def test_a_column_may_be_an_array() -> None:
     task = make_task("Text", prompts=["5", "5 5"], columns={"answer": np.array([5, 6])}, reward="arithmetic")
     assert task.prompt_set("train").columns == {"answer": (5, 6)}
+    single = prompt_set(["a", "b"], {"answer": np.array([0.1, 2.5], dtype=np.float32)}).columns["answer"]
+    assert make_reward("arithmetic")(["p"] * 2, ["0.1", "2.5"], answer=list(single)) == [1.0, 1.0]
+    days = np.array(["2020-01-01"], dtype="datetime64[ns]")
+    assert prompt_set(["a"], {"day": days}).columns["day"] == tuple(days)
     prompts = task.encoded("train")
     assert task.judge("train", prompts, [[5]] * 2, texts=["5", "6"]).total.tolist() == [1.0, 1.0]

@@ -101,6 +101,8 @@ def test_errors_are_one_line(capsys, command):
         Path("other/config.json").write_text(json.dumps({"format": 2, **config}))
         other = run(capsys, *words, "--resume", "--out", "other")[::2]
         assert_one_line(*other, f"--resume: other holds a run of {held}, not of {command}")
+        bare = run(capsys, command, "--resume", "--out", "other")[::2]
+        assert_one_line(*bare, f"--resume: other holds a run of {held}, not of {command}")
     assert_one_line(*run(capsys, *words, "--seed", "99999999999999")[::2], "seed=99999999999999")
     write_rows(Path("broken.jsonl"), [{"prompt": "a", "chosen": "b", "rejected": "b"}])
     stop = (command, "--data", "broken.jsonl", "--on-broken", "stop")

@@ -232,6 +232,11 @@ def test_messages_as_pandas_writes_them_are_broken_rows_and_texts_in_brackets_ar
     path.write_text("prompt,completion\n\"[{'role': 'user', 'content': 'q'}]\",a\n")
     with pytest.raises(ValueError, match=r'x\.csv, line 2: "prompt" is .* where a list of messages in JSON is needed'):
         read_demonstrations(path)
+    named = json.dumps([{"name": "bob", "role": "user", "content": "q"}]).replace('"', '""')
+    path.write_text(f'prompt,completion\n"{named}",a\n')
+    assert [row.prompt for row in read_demonstrations(path).rows] == ["q"]
+    path.write_text('prompt,completion\n"[{""role"": is a fragment",a\nExplain this,b\n')
+    assert len(read_demonstrations(path).rows) == 2
     path.write_text("prompt,completion\n[INST] q,[1]\n[],[2]\n")
     assert [(row.prompt, row.completion) for row in read_demonstrations(path).rows] == [
         ("[INST] q", "[1]"),

@@ -50,7 +50,6 @@ def widen(estimates: Floats, replicates: Floats, count: int, freedom: Floats | f
 
     Resampling n completions shrinks a variance by (n - 1) / n, and doubles the bias of a biased statistic.
     With one completion nothing is known of the spread: the result is NaN.
-
     Args: freedom: degrees of freedom of each spread (K,), for Student's t in place of the normal.
     """
     if count < 2:
@@ -305,7 +304,8 @@ def greatest_return(task: Task) -> float | None:
     maximum = getattr(task.reward, "maximum", None)
     if maximum is None or task.scorer.pay == "every":
         return None
-    return max(float(maximum), 0.0) if task.gamma < 1 else float(maximum)
+    failed = {"penalty": task.penalty, "skip": 0.0}.get(task.on_error, float(maximum))
+    return max(float(maximum), failed, 0.0 if task.gamma < 1 else failed)
 
 
 def write_samples(samples: Samples, path: Path, key: JsonObject) -> None:

@@ -101,11 +101,15 @@ def prompt_set(
     array /= array.max() if array.max() > 1e300 else 1.0  # their sum may be infinite
     array /= array.sum()
     array.flags.writeable = False
-    lists = {
-        name: values.tolist() if isinstance(values, np.ndarray) else values for name, values in (columns or {}).items()
-    }
+    lists = {name: _plain_list(values) for name, values in (columns or {}).items()}
     frozen = {name: tuple(values) for name, values in lists.items()}
     return PromptSet(tuple(written), frozen, array)
+
+
+def _plain_list(values: Sequence[object]) -> Sequence[object]:
+    """Return a column's values, Python's own where an array has such."""
+    plain = isinstance(values, np.ndarray) and (values.dtype.kind in "biuUO" or values.dtype == np.float64)
+    return values.tolist() if plain and isinstance(values, np.ndarray) else values
 
 
 def _written(prompts: Sequence[Prompt], argument: str) -> list[str]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ReadRow = Callable[[], JsonObject]
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 _TEXTS = ("prompt", "completion", "chosen", "rejected")
-_MESSAGES = re.compile(r"""\[\s*\{\s*["'](role|content)["']""")  # Python's quotes too, as pandas writes them
+_PYTHON = re.compile(r"\[\{'.*'(role|content)': ", re.DOTALL)  # messages as pandas writes them
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SAVED = ("state.json", "dataset_dict.json")  # one of them is in a folder that `save_to_disk` wrote
 _PROBE = 1.5  # seconds that the hub has to say whether it knows a data set
@@ -181,11 +181,22 @@ def _csv_row(header: Sequence[str], values: Sequence[object]) -> JsonObject:
 def _csv_column(name: str, cells: Sequence[str]) -> Sequence[object]:
     """Return a column's values: its cells as JSON, or as they are; an error in the place of one that is neither."""
     if name in _TEXTS:
-        return [_messages(name, cell) for cell in cells] if any(map(_MESSAGES.match, cells)) else cells
+        return [_messages(name, cell) for cell in cells] if any(map(_are_messages, cells)) else cells
     try:
         return [json_value(cell) if cell else None for cell in cells]
     except ValueError:
         return cells
+
+
+def _are_messages(cell: str) -> bool:
+    """Return whether a cell is a list of messages, in JSON or as Python prints one."""
+    if not cell.startswith("["):
+        return False
+    try:
+        found = json_value(cell)
+    except ValueError:
+        return _PYTHON.match(cell) is not None
+    return isinstance(found, list) and any(isinstance(each, dict) and {"role", "content"} & set(each) for each in found)
 
 
 def _messages(name: str, cell: str) -> object:

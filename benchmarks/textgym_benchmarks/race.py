@@ -209,12 +209,14 @@ def trial_settings(count: int, seed: int = 0) -> list[JsonObject]:
     ]
 
 
-def own_settings(count: int) -> list[JsonObject]:
-    """Return so many settings for TextGym's agents, their own first: passes over a batch, reach of an update, group."""
+def own_settings(count: int, agent: str = "rloo") -> list[JsonObject]:
+    """Return up to so many settings of an agent, its own first: passes over a batch, reach of an update, group."""
+    known = make_config(agent_class(agent), {})
     found: list[JsonObject] = [{}, {"epochs": 1}]
     found += [{"epochs": 1, "update_kl": 1.0, **group} for group in ({}, {"group": 8})]
     found += [{"epochs": 1, "update_kl": reach} for reach in np.geomspace(0.4, 8.0, max(count - 4, 0)).tolist()]
-    return found[:count]
+    kept = [{name: value for name, value in each.items() if hasattr(known, name)} for each in found[:count]]
+    return [each for place, each in enumerate(kept) if each not in kept[:place]]
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,7 @@ def main() -> None:
         Racer(who, reward, settings, _TRIAL_SEED, flags.marks[:2], str(flags.model))
         for reward in flags.rewards
         for who in (*flags.agents, *OTHERS)
-        for settings in (trial_settings if who in OTHERS else own_settings)(flags.trials)
+        for settings in (trial_settings(flags.trials) if who in OTHERS else own_settings(flags.trials, who))
     ]
     if not flags.table:
         run_all(trials, flags.out, flags.workers)
@@ -311,10 +313,10 @@ def results(entries: Iterable[Racer], out: Path) -> list[RaceResult]:
 
 
 def print_table(reward: str, found: Sequence[RaceResult]) -> None:
-    """Print J at the marks and by how much the first contestant leads."""
+    """Print J at the marks and, of several seeds, by how much the first contestant leads."""
     names = list(dict.fromkeys(each.entry.who for each in found))
     curves = {name: np.array([each.curve for each in found if each.entry.who == name]) for name in names}
-    if not found or min(map(len, curves.values())) < 2:
+    if not found:
         return
     reference = np.mean([each.reference for each in found])
     seeds = ", ".join(f"{name} {len(rows)}" for name, rows in curves.items())
@@ -322,7 +324,7 @@ def print_table(reward: str, found: Sequence[RaceResult]) -> None:
     shown = table("", *(number(f"{mark} s") for mark in marks), title=f"J, {reward}")
     for name, rows in curves.items():
         shown.add_row(name, *(f"{value:.3f}" for value in rows.mean(0)))
-    for name in names[1:]:
+    for name in [each for each in names[1:] if min(len(curves[each]), len(curves[names[0]])) > 1]:
         ahead = leads(curves[names[0]], curves[name]).T
         shown.add_row(f"{names[0]} - {name}", *(f"{m:+.3f} [{low:+.3f}, {high:+.3f}]" for m, low, high in ahead))
     console = Console(highlight=False)

@@ -151,7 +151,8 @@ def regrets(results: Sequence[Result], agent: str, episodes: int, seed: int = 0)
     """
     found: dict[tuple[int, str], list[Result]] = {}
     for each in results:
-        if each.measures is not None and (each.cell.agent, each.cell.episodes) == (agent, episodes):
+        scored = at(each.measures, "after", "objective", "mean") is not None
+        if scored and (each.cell.agent, each.cell.episodes) == (agent, episodes):
             place = int(each.cell.name.rpartition(" ")[2])
             found.setdefault((place, each.cell.task), []).append(each)
     tasks = tuple(dict.fromkeys(task for _, task in found))

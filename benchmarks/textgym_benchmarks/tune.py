@@ -235,8 +235,7 @@ class Tuning:
     def run(self, engine: Engine, trials: int) -> Iterator[TrialOutcome | str]:
         """Run until there are so many trials, and yield the name of each that starts and what comes of it.
 
-        A trial that was broken off is taken up again, with the same settings. Settings that the agent refuses are a
-        failed trial.
+        A trial that was broken off is taken up again, with the same settings. Those that the agent refuses fail.
 
         Raises: RuntimeError at once if the agent's own settings fail, as where its model does not fit the task.
         """
@@ -254,9 +253,7 @@ class Tuning:
                 elif event.kind == "finished":
                     outcome = self._take(event)
                     if outcome.name == DEFAULTS and outcome.state == "failed":
-                        raise RuntimeError(
-                            f"the settings of {self.plan.agent} that all trials vary fail: {outcome.error}"
-                        )
+                        raise RuntimeError(f"{self.plan.agent}: what all trials vary fails: {outcome.error}")
                     yield outcome
 
     def outcomes(self) -> list[TrialOutcome]:
@@ -390,10 +387,13 @@ def run_trial(folder: str, trial: int | None, cells: Sequence[JsonObject], evalu
         seconds = sum(each["timing"]["cpu_seconds"] for each in results) + time.process_time() - begun
         return {"state": "pruned", "seconds": seconds}
     ends = [each["measures"]["after"] for each in results]
+    means = [each["objective"]["mean"] for each in ends if (each["objective"] or {}).get("mean") is not None]
+    if len(means) < len(ends):
+        raise ValueError("trials are compared by J, which is not known: without log-probabilities, or where it is -inf")
     scores = [each["optimality"]["mean"] for each in ends if each["optimality"] is not None]
     return {
         "state": "done",
-        "objective": fmean(each["objective"]["mean"] for each in ends),
+        "objective": fmean(means),
         "optimality": fmean(scores) if len(scores) == len(ends) else None,
         "seconds": sum(each["timing"]["cpu_seconds"] for each in results),
         "cells": list(cells),

@@ -1,6 +1,7 @@
 """The conformance kit: the clean agents pass, and every planted bug is caught by its own check."""
 
 import json
+import math
 import random
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from agents.counting_agent import CountingAgent
 from agents.mutant_agent import BUGS, MutantAgent
 from agents.mutant_lm import UPDATE_MUTANTS
 from agents.mutant_logs import LOG_MUTANTS
+from textgym_agents.algorithms.fixed import RandomAgent
 from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.conformance import (
     FAILS,
@@ -200,7 +202,7 @@ def test_looking_into_an_agent_does_not_change_it():
         return made[-1]
 
     assert failures(check(factory, names, envs=16, iterations=2)) == []
-    (agent,) = made
+    agent = made[-1]  # the first one told its groups
     assert (agent.iteration, agent.episodes) == (2, 32)
 
 
@@ -318,3 +320,35 @@ def test_the_command_prints_json(capsys):
 def test_the_command_refuses_in_one_line(capsys, words):
     assert main(["check", *words]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+class Unsound(RandomAgent):
+    """NaN where the token behind a state is the second, and as its ratio from the second iteration on."""
+
+    name = "unsound"
+
+    def learn(self, env, episodes, callback=None):
+        for place in range(4):
+            callback({"val/first_ratio": math.nan if place else 1.0, "episode": 64.0 * (place + 1)})
+
+    def log_probs(self, observation):
+        return np.where(self._knows(observation)[:, None], math.nan, super().log_probs(observation))
+
+    def values(self, observation):
+        return np.where(self._knows(observation), math.nan, 0.0)
+
+    def _knows(self, observation):
+        ids, lengths = observation["input_ids"], observation["attention_mask"].sum(1)
+        behind = np.minimum(lengths, ids.shape[1] - 1)
+        return (lengths < ids.shape[1]) & (ids[np.arange(len(ids)), behind] == 1)
+
+
+def test_what_is_no_number_fails():
+    names = ["first ratio", "log-probs read nothing later", "values read nothing later"]
+    findings = check(lambda env: Unsound(env.unwrapped.task), names, envs=8, iterations=2)
+    assert [each.status for each in findings] == [FAILS] * 3
+
+
+def test_an_agent_is_checked_on_whole_groups():
+    findings = check("rloo", ["first ratio", "logged scores"], settings={"group": 6, "batch": 12}, iterations=2)
+    assert [each.status for each in findings] == [HOLDS] * 2

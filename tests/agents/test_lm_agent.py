@@ -14,6 +14,7 @@ from textgym_agents import load_agent, make_agent, make_env
 from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.algorithms.rloo import RLOO, RLOOConfig
 from textgym_agents.config import LMPPOConfig
+from textgym_agents.lm.critic import uncharged
 from transformers import AutoTokenizer, ByT5Tokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from textgym import TokenVectorEnv, load_vocabulary, make_task
@@ -286,6 +287,17 @@ def test_a_loaded_agent_has_the_beta_of_its_config_or_of_the_task(tmp_path, sett
     old, new = (make_env("textgym/Stop-v0", 8, beta=beta) for beta in (0.1, 1.0))
     make_agent("lm-ppo", old, device="cpu", **settings).save(tmp_path / "agent")
     assert load_agent(tmp_path / "agent", new).controller.beta == used
+
+
+def test_the_values_of_a_loaded_agent_are_charged_the_beta_that_they_were_learned_with(tmp_path):
+    old, new = (make_env("textgym/Stop-v0", 8, beta=beta) for beta in (0.1, 1.0))
+    make_agent("lm-ppo", old, device="cpu", kl="exact").save(tmp_path / "agent")
+    agent = load_agent(tmp_path / "agent", new)
+    assert (agent.controller.beta, uncharged(agent)) == (1.0, 0.1)
+    agent.save(tmp_path / "again")
+    assert uncharged(load_agent(tmp_path / "again", new)) == 0.1
+    agent.learn(new, 8)
+    assert uncharged(agent) == 1.0
 
 
 def test_values_are_scaled_by_the_first_returns_that_differ():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from agents.enumerated import tiny_agent, tiny_task
 from textgym_agents import make_agent, make_env
-from textgym_agents.algorithms.fixed import ReferenceAgent
-from textgym_agents.commands.ope import main
+from textgym_agents.algorithms.fixed import RandomAgent, ReferenceAgent
+from textgym_agents.commands.ope import _least, main
 from textgym_agents.datasets import play_episodes, read_recording, write_log
 from textgym_agents.datasets.logged import logged, prefixes
 from textgym_agents.datasets.off_policy import (
@@ -33,6 +33,8 @@ from textgym_agents.datasets.off_policy import (
 from textgym_benchmarks.ope import LogPool, between
 
 from textgym import make_task
+from textgym.estimates import greatest_return
+from textgym.lm.reference import NGramReference
 from textgym.solver import policy_values, solve
 from textgym.solver.tree import per_state
 from textgym.solver.values import evaluate_edges
@@ -333,6 +335,50 @@ def test_what_a_cut_never_writes_has_no_kl(tmp_path):
         assert 0 < never.sum() < never.size
         assert np.abs(log.rewards).max() < 2  # beta is 0.1, and what is written has a few nats
         assert log.weights[never.any(1)].max() == 0
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_where_the_reference_never_writes_what_is_logged_j_is_its_reward_or_not_known(tmp_path, beta):
+    table = NGramReference(np.tile([0.4, 0.3, 0.0, 0.3], (4, 1)))
+    words = {"prompts": ["a b", "c"], "tokenizer": ("a", "b", "c", "<end>"), "stop": "<end>", "max_new_tokens": 3}
+    task = make_task("Text", reward={"name": "length", "target": 2}, beta=beta, reference=table, **words)
+    agent = RandomAgent(task)
+    write_log(tmp_path / "log.jsonl", play_episodes(agent, task, 300, seed=1))
+    recording = read_recording(tmp_path / "log.jsonl", task)
+    rewards, charged = (judge(logged(recording, agent, task, each)) for each in (None, table))
+    if not beta:
+        assert charged == rewards
+        return
+    assert {each.estimate for each in charged.values()} == {None}
+    assert {each.why for each in charged.values()} == {
+        "the policy writes what the reference never does, so that J is -inf"
+    }
+
+
+class Bounded:
+    minimum, maximum = 0.5, 1.0
+
+    def __call__(self, prompts, completions, **columns):
+        return [0.5] * len(completions)
+
+
+def test_a_return_below_the_declared_one_costs_the_bound_alone(tmp_path, capsys):
+    task = make_task("Bandit")
+    write_log(tmp_path / "log.jsonl", play_episodes(RandomAgent(task), task, 60, seed=1))
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    name = next(key for key in rows[0] if key.startswith("reward"))
+    for row in rows:
+        row[name] = [each - 0.5 for each in row[name]] if isinstance(row[name], list) else row[name] - 0.5
+    (tmp_path / "less.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main([str(tmp_path / "less.jsonl"), "--agent", "random", "--id", "Bandit-v0"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "no lower bound: a return in the log is less than the 0 that the reward declares; give --minimum" in shown
+    words = {"prompts": ["a"], "tokenizer": ["a", "b"], "reward": Bounded(), "reference": "uniform"}
+    for penalty, ends in ((-2.0, (-2.0, 1.0)), (7.0, (0.5, 7.0))):
+        failing = make_task("Text", on_error="penalty", penalty=penalty, **words)
+        assert (_least(failing, np.ones(3)), greatest_return(failing)) == ((ends[0], ""), ends[1])
+    skipping = make_task("Text", on_error="skip", **words)
+    assert (_least(skipping, np.ones(3)), greatest_return(skipping)) == ((0.0, ""), 1.0)
 
 
 def test_a_task_with_turns_is_refused(actor, recording):

@@ -13,7 +13,7 @@ from threading import Barrier, Event
 
 import numpy as np
 import pytest
-from textgym_agents.training.folder import RunFolder, run_folder
+from textgym_agents.training.folder import RunFolder, run_folder, run_of
 
 from textgym.files import plain, read_json, read_lines, write_json
 from textgym.interrupts import first_interrupt
@@ -252,3 +252,12 @@ def test_the_last_checkpoints_and_the_best_are_kept_and_share_their_files(tmp_pa
     assert kept == {"2": "2", "4": "4", "5": "5"}
     assert read_json(folder.path / "checkpoints/best.json") == {"iteration": 2, "eval/objective": 0.4}
     assert (folder.checkpoint / "agent.json").samefile(folder.path / "checkpoints/5/agent.json")
+
+
+def test_a_checkpoint_is_of_its_run_and_a_run_of_any_name_is_itself(tmp_path):
+    for name in ("mine", "checkpoint", "checkpoints/7"):
+        run = tmp_path / name
+        (run / "checkpoint").mkdir(parents=True)
+        (run / "config.json").write_text("{}")
+        assert run_of(run) == run_of(run / "checkpoint") == run_of(run / "checkpoints" / "3") == run
+    assert run_of(tmp_path) == tmp_path

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from core_tools import STORIES
+from textgym_agents.registry import agent_class, make_config
 from textgym_benchmarks import race
 from textgym_benchmarks.race import (
     Clock,
@@ -107,3 +108,20 @@ def test_a_result_is_of_its_model() -> None:
     one, other = (Racer("rloo", "speech", {}, 0, (1, 2), model) for model in ("15M", "42M"))
     assert one.file != other.file
     assert one.file == Racer("rloo", "speech", {}, 0, (1, 2), "15M").file
+
+
+@pytest.mark.parametrize("agent", ["rloo", "lm-ppo", "reinforce", "dpo"])
+def test_every_agent_has_trials_that_it_takes(agent: str) -> None:
+    found = race.own_settings(6, agent)
+    assert found[0] == {}
+    assert len({str(each) for each in found}) == len(found)
+    for settings in found:
+        make_config(agent_class(agent), settings)
+
+
+def test_one_seed_is_printed_without_a_lead(capsys: pytest.CaptureFixture[str]) -> None:
+    entries = [Racer(who, "speech", {}, 0, (1, 2), "m") for who in ("rloo", "trl-rloo")]
+    race.print_table("speech", [race.RaceResult(each, np.array([0.25, 0.5]), 0.1) for each in entries])
+    shown = capsys.readouterr().out
+    assert "0.250" in shown
+    assert "rloo - trl-rloo" not in shown

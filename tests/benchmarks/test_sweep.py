@@ -44,6 +44,9 @@ def test_regrets_by_hand(capsys):
         *(result("best found", place, value) for place, value in ((0, 0.5), (1, 0.1), (2, 0.0))),
         result("known", 3, 3.0, optimum=3.0),  # not run on the other task
         SimpleNamespace(cell=SimpleNamespace(agent="rloo", episodes=64), measures=None),  # failed
+        SimpleNamespace(
+            cell=SimpleNamespace(agent="rloo", episodes=64), measures={"after": {"objective": None}}
+        ),  # of which J is not known
     ]
     found = regrets(rows, "rloo", 64)
     assert (found.tasks, found.settings, found.known) == (("known", "best found"), (0, 1, 2), (True, False))

@@ -219,7 +219,7 @@ def test_the_command_shows_and_refuses(tmp_path, capsys):
 def test_settings_that_fail_as_they_come_end_the_study_at_once(tmp_path):
     plan = StudyPlan("textgym/Bandit-v0", "monte-carlo", 64, env={"arm": 3}, space={"learning_rate": "0.1..0.9"})
     tuning, said = Tuning(plan, tmp_path / "study"), []
-    with pytest.raises(RuntimeError, match=r"the settings of monte-carlo that all trials vary fail: .*arm"):
+    with pytest.raises(RuntimeError, match=r"monte-carlo: what all trials vary fails: .*arm"):
         said.extend(tuning.run(make_engine("serial"), 20))
     assert not tuning.study.trials
     assert tuning.defaults() is None
@@ -246,3 +246,11 @@ def test_a_model_brings_its_tokenizer_along(tmp_path, monkeypatch):
         assert plans[-1].env == {"prompts": ["a"], "reference": model}
     with pytest.raises(UsageError, match="--model 'x': --set has model='y'"):
         main([*words, "--model", "x", "--set", "model=y"])
+
+
+def test_an_agent_without_j_is_told_from_one_with_bad_settings(tmp_path):
+    pytest.importorskip("stable_baselines3")
+    config = {"batch": 16, "learning_starts": 32, "gradient_steps": 1}
+    plan = StudyPlan("textgym/Bandit-v0", "sb3-sac", 64, config=config, space={"learning_rate": "1e-4..1e-2"})
+    with pytest.raises(RuntimeError, match=r"sb3-sac: .* trials are compared by J, which is not known"):
+        list(Tuning(plan, tmp_path / "study").run(make_engine("serial"), 1))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from textgym.rewards import Scorer, make_reward
-from textgym.rewards.answers import evaluated, final_answer
+from textgym.rewards.answers import FinalAnswer, evaluated, final_answer
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,20 @@ def test_a_final_answer_has_nothing_around_it(text: str) -> None:
         assert make_reward({"name": "final_answer", "reward": inner})(["p"], [text]) == [1.0]
 
 
+def test_a_reward_of_ones_own_gets_what_is_boxed_as_it_stands() -> None:
+    def asked(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
+        seen.extend(completions)
+        return [0.0] * len(completions)
+
+    seen: list[str] = []
+    for said, wanted in ((None, r"\boxed{x^2}"), (True, r"\boxed{x^2}"), (False, "x^2")):
+        asked.inner, asked.rewards = len, {"a": 1}  # which are no rewards
+        if said is not None:
+            asked.reads_latex = said
+        FinalAnswer(asked)(["p"], [r"It is \boxed{x^2}."])
+        assert seen.pop() == wanted
+
+
 @pytest.mark.slow
 def test_formulas_are_compared_where_math_verify_is_installed() -> None:
     pytest.importorskip("math_verify")
@@ -80,6 +94,7 @@ def test_formulas_are_compared_where_math_verify_is_installed() -> None:
     assert reward.needs_timeout
     plain = make_reward("math_verify")
     assert plain(["p"] * 2, ["0.00001", r"\boxed{e-5}"], answer=[1e-5] * 2) == [1, 0]
+    assert plain(["p"], ["$0.00001$"], answer=[np.float32(1e-5)]) == [1]
     assert plain(["p"] * 2, ["10000000000000000"] * 2, answer=[1e16, np.float64(1e16)]) == [1, 1]
 
 

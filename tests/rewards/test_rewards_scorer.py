@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from faulty_rewards import Counting, Faulty
 
-from textgym.rewards import RewardError, Scorer, TermReward, Weighted
+from textgym.rewards import RewardError, RunningNorm, Scorer, TermReward, Weighted
 
 
 def returns(result: Any) -> Any:
@@ -185,3 +185,36 @@ def test_names_of_plain_callables() -> None:
     assert Scorer(Counting()).term_names == ("counting",)
     assert Scorer(lambda **columns: [0.0]).name == "reward"
     assert Scorer(returns([])).name == "fixed"
+
+
+@pytest.mark.filterwarnings("ignore:reward")
+def test_what_a_failed_batch_has_learned_of_texts_is_kept() -> None:
+    class Learned:
+        """As a reward model, it remembers the scores of texts."""
+
+        name, calls = "learned", 0
+
+        def __init__(self) -> None:
+            self.known: dict[str, float] = {}
+
+        def __call__(self, prompts: Any, completions: Any, **columns: Any) -> list[float]:
+            for text in completions:
+                if text not in self.known:
+                    self.calls += 1
+                    self.known[text] = float(len(text))
+            return [self.known[text] for text in completions]
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"cut": 0, "scores": dict(self.known)}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.known = dict(state["scores"])
+
+    def odd(prompts: Any, completions: Any, **columns: Any) -> list[Any]:
+        return ["odd" if text == "bb" else 0.0 for text in completions]
+
+    learned = Learned()
+    reward = Weighted({"norm": RunningNorm(learned), "odd": odd})
+    Scorer(reward, "skip").score(["p"] * 3, ["a", "bb", "ccc"])
+    assert learned.calls == 3
+    assert reward.rewards["norm"].reward.count == 2

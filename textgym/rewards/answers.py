@@ -16,7 +16,7 @@ from typing import Final, cast
 
 from textgym.checks import check_flag
 from textgym.rewards.base import Column, NamedReward, Values, check_column, read_column
-from textgym.rewards.calling import Begun
+from textgym.rewards.calling import Begun, Inner
 from textgym.rewards.compose import Changed
 from textgym.rewards.numbers import last_number, right_number, whole_number
 from textgym.rewards.registry import RewardSpec, make_reward
@@ -95,8 +95,8 @@ class FinalAnswer(Changed):
 
     A final answer stands behind the last `####`, in the last \boxed{} or between <answer> and </answer>; a text without
     such a mark is asked about as it is, so that `arithmetic` reads its last number. So right answers may be solutions
-    as GSM8K and MATH have them. What stands in \boxed{} keeps it for rewards with an attribute `reads_latex`, as
-    `arithmetic` and `math_verify` have.
+    as GSM8K and MATH have them. What stands in \boxed{} keeps it for rewards that read LaTeX: `arithmetic`,
+    `math_verify`, and those of your own that have no attribute `reads_latex`, or one that is true.
 
     Args:
         reward: a reward, or the spec of one, as "arithmetic" or "math_verify".
@@ -128,9 +128,14 @@ class FinalAnswer(Changed):
 
 
 def _reads_latex(reward: object) -> bool:
-    """Return whether a reward, or one that it is made of, says that it reads LaTeX."""
-    parts = [*getattr(reward, "rewards", {}).values(), getattr(reward, "inner", None)]
-    return bool(getattr(reward, "reads_latex", False)) or any(_reads_latex(part.reward) for part in parts if part)
+    """Return whether a reward, or one that it is made of, reads LaTeX: as it says, or as one of the user's may."""
+    several, one = getattr(reward, "rewards", None), getattr(reward, "inner", None)
+    parts = [
+        each for each in [*(several.values() if isinstance(several, dict) else ()), one] if isinstance(each, Inner)
+    ]
+    if parts:
+        return any(_reads_latex(part.reward) for part in parts)
+    return bool(getattr(reward, "reads_latex", not isinstance(reward, NamedReward)))
 
 
 def evaluated(expression: str) -> tuple[Fraction, Counter[int]] | None:

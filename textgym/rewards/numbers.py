@@ -333,11 +333,11 @@ class Arithmetic(NamedReward):
 
 def right_number(answer: object, column: str) -> Fraction | int:
     """Return the number that a data column holds. Raises: ValueError where it is none."""
-    if isinstance(answer, np.generic):  # of a column that is an array
-        answer = answer.item()
+    if isinstance(answer, np.integer):  # of a column that is an array
+        answer = int(answer)
     if isinstance(answer, int | Fraction) and not isinstance(answer, bool):
         return answer
-    if isinstance(answer, float | Decimal) and math.isfinite(answer):
+    if isinstance(answer, float | np.floating | Decimal) and math.isfinite(answer):
         return Fraction(str(answer))
     number = whole_number(answer) if isinstance(answer, str) else None
     if number is None:
@@ -380,7 +380,8 @@ class MathVerify(Rebuilt, NamedReward):
             if answer is None:
                 values.append(None)
                 continue
-            wanted = format(Decimal(repr(float(answer))), "f") if isinstance(answer, float) else str(answer)  # no e-05
+            number = isinstance(answer, float | np.floating)
+            wanted = format(Decimal(str(answer)), "f") if number else str(answer)  # and not 1e-05, which has an e
             if wanted not in right:
                 # As a formula: of "x^2 + 1" in prose, the numbers alone would be read.
                 right[wanted] = parse(wanted if "$" in wanted else f"${wanted}$", parsing_timeout=None)

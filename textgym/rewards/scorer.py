@@ -157,12 +157,12 @@ class Scorer:
             arguments = {"prompts": list(prompts), "completions": list(completions), **copy_columns(columns)}
             result = self._deadline.call(self._caller.method, arguments)
             return self._caller.read(result, len(prompts), faults)
-        before = self._caller.state_dict() if self._undoes else None
+        before = copy.deepcopy(lasting(self._caller.state_dict())) if self._undoes else None
         try:
             return self._caller.terms(prompts, completions, columns, faults)
         except BaseException as error:
             if before is not None:  # as a child process forgets what it has not answered
-                self._caller.load_state_dict(before)
+                self._caller.load_state_dict(cast("JsonObject", _put_back(before, self._caller.state_dict())))
             if isinstance(error, RewardError | KeyboardInterrupt):
                 raise
             message = f"reward {self.name!r} raised {type(error).__name__}: {error}{users_line(error)}"
@@ -244,6 +244,15 @@ def lasting(state: object) -> object:
     if isinstance(state, dict):
         return None if state.keys() >= _MEMORY else {name: lasting(own) for name, own in state.items()}
     return state
+
+
+def _put_back(before: object, now: object) -> object:
+    """Return a state as it was, with the scores that learned rewards have learned since."""
+    if isinstance(now, dict) and now.keys() >= _MEMORY:
+        return now
+    if isinstance(now, dict) and isinstance(before, dict):
+        return {name: _put_back(own, now.get(name)) for name, own in before.items()}
+    return before
 
 
 def _has_state(state: object) -> bool:

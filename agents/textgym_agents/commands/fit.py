@@ -130,7 +130,7 @@ def _with_data(arguments: list[str]) -> list[str]:
     out = flag_value(arguments, "--out")
     if "--resume" not in with_config(arguments) or flag_value(arguments, "--data") or not out:
         return arguments
-    return [*arguments, "--data", str(interrupted_run(Path(out)).config().get("data", ""))]
+    return [*arguments, "--data", str(interrupted_run(Path(out)).config().get("data", "?"))]  # ?: of another command
 
 
 def _stored(asked: Settings, folder: RunFolder, command: str, typed: Set[str]) -> Settings:

@@ -89,7 +89,7 @@ def main(arguments: list[str]) -> None:
         raise ValueError(f"data={flags.data!r}: {error}") from error
     charged = logged(recording, agent, task, reference_of(agent, task))
     judged = {"reward": judge(rewards, flags.seed, flags.group), "objective": judge(charged, flags.seed, flags.group)}
-    least = flags.minimum if flags.minimum is not None else _least(task)
+    least, no_bound = _least(task, recording.returns) if flags.minimum is None else (flags.minimum, "")
     weights = rewards.weights
     known = not np.isnan(weights).any()
     judged_at_all = judged["reward"]["importance sampling"].estimate is not None
@@ -126,7 +126,7 @@ def main(arguments: list[str]) -> None:
     for why in dict.fromkeys(each.why for found in judged.values() for each in found.values() if each.why):
         console.print(f"not known: {why}", markup=False)
     if known and least is None:
-        console.print("no lower bound: the reward declares no minimum; give --minimum", markup=False)
+        console.print(f"no lower bound: {no_bound}; give --minimum", markup=False)
     if flags.group == 1 and (count := _together(prompts)) > 1:
         note(f"every {count} episodes in a row answer one prompt: --group {count} counts them together in intervals")
     _warn(judged["reward"], weights)
@@ -150,12 +150,16 @@ def _own_id(run: Path) -> str:
     return str(config["id"])
 
 
-def _least(task: Task) -> float | None:
-    """Return the least return that the task's reward declares; None where it does not say."""
+def _least(task: Task, returns: Floats) -> tuple[float | None, str]:
+    """Return the least return that the reward declares, or None and why there is none. Args: returns: of the log."""
     least = getattr(task.reward, "minimum", None)
     if least is None or task.noisy or task.scorer.pay == "every":
-        return None
-    return min(float(least), 0.0) if task.gamma < 1 else float(least)
+        return None, "the reward declares no minimum"
+    failed = {"penalty": task.penalty, "skip": 0.0}.get(task.on_error, float(least))
+    declared = min(float(least), failed, 0.0 if task.gamma < 1 else failed)
+    if returns.min() < declared:
+        return None, f"a return in the log is less than the {declared:g} that the reward declares"
+    return declared, ""
 
 
 def _together(prompts: Sequence[tuple[int, ...]]) -> int:

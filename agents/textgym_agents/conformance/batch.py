@@ -105,7 +105,7 @@ def values_read_nothing_later(tested: AgentUnderTest) -> Outcome:
     """V(s_t) is unchanged by the token at t."""
     values = hook(tested.training.agent, "values")
     before = np.asarray(values(tested.states), dtype=np.float64)
-    worst = max(_greatest(np.asarray(values(s)) - before) for s in next_tokens(tested.states, 3))
+    worst = _greatest(np.array([_greatest(np.asarray(values(s)) - before) for s in next_tokens(tested.states, 3)]))
     return at_most("greatest change, reward units:", worst, _FLOAT32)
 
 
@@ -187,7 +187,7 @@ def stop_gradient(tested: AgentUnderTest) -> Outcome:
     size = _greatest(want[stops]) * abs(scale)
     if size < 1e-6:
         return judge(False, f"gradient of all actions about {size:.2g}", "minus the weight times grad log pi")
-    gap = max(_greatest((gradient - scale * want)[chosen]) for chosen in (stops, other)) / size
+    gap = _greatest(gradient - scale * want) / size
     return judge(
         scale > 0 and gap <= 1e-3,
         f"relative difference {gap:.3g}, factor {scale:.3g}",
@@ -232,7 +232,7 @@ def turn_credit(tested: AgentUnderTest) -> Outcome:
     worst = _greatest(sums - (paid - batch.beta * charged))
     if batch.advantages is not None:
         values = np.zeros(len(batch.rows)) if batch.values is None else batch.values
-        worst = max(worst, _greatest(batch.advantages - gae_by_definition(batch, values)))
+        worst = float(np.maximum(worst, _greatest(batch.advantages - gae_by_definition(batch, values))))
     return at_most("greatest difference of a row's sum or of an advantage:", worst, _FLOAT32)
 
 
@@ -271,7 +271,7 @@ def turn_rows(tested: AgentUnderTest) -> Outcome:
     for place, (copied, running, logs) in enumerate(seen):
         row = int(running[place % len(running)])
         alone = turned.log_probs(agent, {name: array[row : row + 1] for name, array in copied.items()})
-        worst = max(worst, _greatest(np.exp(alone[0]) - np.exp(logs[row])))
+        worst = float(np.maximum(worst, _greatest(np.exp(alone[0]) - np.exp(logs[row]))))
     return at_most("greatest difference of a probability:", worst, _FLOAT32)
 
 

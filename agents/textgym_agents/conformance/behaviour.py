@@ -70,7 +70,7 @@ def pad_ids(tested: AgentUnderTest) -> Outcome:
 
 def later_tokens(tested: AgentUnderTest) -> Outcome:
     """The token that comes after a state changes nothing in it."""
-    worst = max(_difference(tested, edited) for edited in next_tokens(tested.states, 3))
+    worst = float(np.max([_difference(tested, edited) for edited in next_tokens(tested.states, 3)]))
     return at_most("greatest change of a log-probability", worst, _ROUNDING)
 
 
@@ -108,7 +108,7 @@ def sampled(tested: AgentUnderTest) -> Outcome:
         p = probs[state]
         # Half a draw is added: at tiny p the count is Poisson and its variance no guide.
         errors = np.abs(counts - _DRAWS * p) / np.sqrt(_DRAWS * p * (1 - p) + 0.5)
-        worst = max(worst, float(errors.max()))
+        worst = float(np.maximum(worst, errors.max()))
     return at_most(f"greatest deviation in {_DRAWS} draws, standard errors:", worst, _SIGMAS)
 
 
@@ -210,7 +210,7 @@ def first_ratio(tested: AgentUnderTest) -> Outcome:
         if max(steps) > 1:
             raise NotAsked("'val/ratio' is a mean over several steps; no 'val/first_ratio'") from None
     clipped = [row.get("val/first_clipfrac", 0.0) for row in tested.training.rows]
-    worst = max(abs(ratio - 1) for ratio in ratios) + max(clipped)
+    worst = float(np.abs(np.array(ratios) - 1).max() + np.max(clipped))
     return at_most("greatest |ratio - 1| (plus clipped share)", worst, 1e-5)
 
 

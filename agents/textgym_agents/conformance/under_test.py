@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -272,10 +272,8 @@ class AgentUnderTest:
     """The agent under test.
 
     Args:
-        make: makes an untrained one.
-        learning: the tasks to learn.
-        envs: sub-environments of the probe task.
-        iterations: of the probe training.
+        make: makes an untrained one. learning: the tasks to learn.
+        envs: sub-environments of the probe task. iterations: of its training.
         make_plain: makes one whose iteration is a single policy-gradient step; None: as `make`.
         make_logged: from the path of a log, makes what makes one that learns from it; None where it learns from none.
     """
@@ -289,16 +287,27 @@ class AgentUnderTest:
         make_plain: Factory | None = None,
         make_logged: Callable[[str], Factory] | None = None,
     ) -> None:
-        self.make, self.learning, self.make_logged = make, learning, make_logged
-        self.make_plain = make_plain or make
+        self.make, self.make_plain, self.learning, self.make_logged = make, make_plain or make, learning, make_logged
         self.recordings: dict[str, object] = {}
-        self.envs, self.episodes = envs, envs * iterations
-        self.task = probe_task()
+        self._envs, self._iterations, self.task = envs, iterations, probe_task()
+
+    @cached_property
+    def envs(self) -> int:
+        """Sub-environments of the probe task: those asked for, in whole groups of the agent's, two at least."""
+        group = 1
+        with suppress(Exception):  # of an agent that cannot be made, which the checks say
+            group = int(getattr(self.make(self.env(self._envs)), "group", 1))
+        return max(self._envs // group, 2) * group
+
+    @property
+    def episodes(self) -> int:
+        """Of the training on the probe task."""
+        return self.envs * self._iterations
 
     @cached_property
     def turned(self) -> AgentUnderTest:
         """The same agent on `turn_task`. Raises: NotAsked where it refuses tasks with turns."""
-        turned = AgentUnderTest(self.make, {}, self.envs, self.episodes // self.envs, self.make_plain)
+        turned = AgentUnderTest(self.make, {}, self._envs, self._iterations, self.make_plain)
         turned.task = turn_task()
         try:
             turned.make(turned.env())
@@ -341,17 +350,16 @@ class AgentUnderTest:
         parts = [self.tree.observations(depth, rows) for depth, rows in enumerate(own) if len(rows)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def env(self) -> TokenVectorEnv:
+    def env(self, envs: int | None = None) -> TokenVectorEnv:
         """Return a new environment of the probe task, which waits for `reset` when all episodes ended."""
-        return TokenVectorEnv(self.task, self.envs, autoreset_mode=AutoresetMode.DISABLED)
+        return TokenVectorEnv(self.task, envs or self.envs, autoreset_mode=AutoresetMode.DISABLED)
 
     @cached_property
     def training(self) -> TrainedAgent:
         """The agent after a probe training."""
         env = self.env()
         agent = self.make(env)
-        rows: list[Metrics] = []
-        sampled: list[PolicyValues] = []
+        rows, sampled = list[Metrics](), list[PolicyValues]()
 
         def note() -> None:
             if agent.log_probs(self.states) is not None:
@@ -380,8 +388,7 @@ class AgentUnderTest:
         result = agent.log_probs(self.states if observation is None else observation)
         if result is None:
             raise NotAsked("log_probs gives None")
-        logs: Floats = np.asarray(result, dtype=np.float64)
-        return logs
+        return np.asarray(result, dtype=np.float64)
 
     def metric(self, name: str) -> list[float]:
         """Return a logged metric, one number per iteration. Raises: NotAsked if it is not logged."""

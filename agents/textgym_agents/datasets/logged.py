@@ -50,7 +50,7 @@ def logged(recording: Recording, policy: Policy, task: Task, reference: Policy |
     own = _token_log_probs(policy, recording, task, places)
     assert sequences.rewards is not None
     rewards = padded(sequences.rewards[rows, columns])
-    if reference is not None:
+    if reference is not None and task.beta:
         against = _token_log_probs(reference, recording, task, places)
         rewards = rewards - task.beta * np.where(own > FORBIDDEN / 2, own - against, 0.0)  # what is never written
     return Logged(

@@ -273,6 +273,9 @@ class Judged:
     why: str = ""
 
 
+_WEIGHTED = ("importance sampling", "self-normalised", "truncated", "per decision", "doubly robust")
+
+
 def judge(log: Logged, seed: int = 0, group: int = 1) -> dict[str, Judged]:
     """Return what every estimator says of E[R], or of J where the KL is part of the rewards.
 
@@ -285,6 +288,9 @@ def judge(log: Logged, seed: int = 0, group: int = 1) -> dict[str, Judged]:
     check_count("group", group)
     if len(log.lengths) % group:
         raise ValueError(f"group={group}: allowed are divisors of {len(log.lengths)} episodes")
+    if not np.isfinite(log.rewards).all():
+        why = "the policy writes what the reference never does, so that J is -inf"
+        return {name: Judged(None, math.nan, why) for name in (*_WEIGHTED, "fitted Q")}
     counts = resampled_counts(np.random.default_rng([seed, 12]), len(log.lengths) // group)
     whole, steps = not np.isnan(log.log_logged_sums).any(), not np.isnan(log.log_logged).any()
     found = dict[str, Terms]()
@@ -295,7 +301,7 @@ def judge(log: Logged, seed: int = 0, group: int = 1) -> dict[str, Judged]:
         found |= {"per decision": per_decision(log), "doubly robust": doubly_robust(log, *cross_fitted(log, group))}
     same = "" if log.differs else "the rewards of the log do not differ"
     judged = dict[str, Judged]()
-    for name in ("importance sampling", "self-normalised", "truncated", "per decision", "doubly robust"):
+    for name in _WEIGHTED:
         if name not in found:
             judged[name] = Judged(None, math.nan, "the log has no log-probabilities" + (" of tokens" if whole else ""))
             continue

@@ -106,7 +106,7 @@ class SavedLM(ABC):
         state: dict[str, object] = {"scorers": scorers} if scorers else {}
         state |= {name: own for name in (*_COUNTERS, *_NUMBERS) if (own := getattr(self, name)) or name not in _SETTLED}
         state |= {
-            "beta": self.controller.beta,
+            "beta": self.controller.valued,
             "value_scale": self.value_scale,
             "own_reference": self.has_own_reference,
             "frozen": [name for name, p in self.policy.named_parameters() if not p.requires_grad],
@@ -202,8 +202,7 @@ class SavedLM(ABC):
         restore_optimizer(agent.optimizer, without_prefix("optimizer.", tensors))
         if memory := without_prefix("memory.", tensors):
             agent.restore_memory({name: loaded(each) for name, each in memory.items()})
-        if agent.config.kl_target is not None:  # else it is the config's, or the task's
-            agent.controller.beta = number(state, "beta")
+        agent.controller.load(number(state, "beta"))
         if agent.entropy is not None and agent.entropy.target is not None:
             agent.entropy.coefficient = number(state, "entropy_coefficient")
         for name, read in {**dict.fromkeys(_COUNTERS, count), **dict.fromkeys(_NUMBERS, number)}.items():

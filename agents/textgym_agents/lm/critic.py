@@ -25,7 +25,7 @@ def uncharged(agent: object) -> float:
     """
     if not isinstance(agent, LMAgent) or agent.name == "alphazero" or agent.config.kl not in ("exact", "k2"):
         return 0.0
-    return float(agent.controller.beta)
+    return float(agent.controller.valued)
 
 
 def critic_of(agent: Agent) -> Critic:

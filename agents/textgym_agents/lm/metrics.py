@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -194,6 +194,7 @@ class KLController:
     beta: float
     target: float | None = None
     horizon: int = 10_000
+    _saved: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.target is not None and not (self.target > 0 and self.beta > 0):
@@ -201,8 +202,20 @@ class KLController:
         if self.beta < 0 or self.horizon <= 0:
             raise ValueError(f"beta={self.beta!r}, horizon={self.horizon!r}: beta must be >= 0, horizon > 0")
 
+    @property
+    def valued(self) -> float:
+        """The beta that values were learned with: of a loaded agent the saved one until it learns on."""
+        return self.beta if self._saved is None else self._saved
+
+    def load(self, beta: float) -> None:
+        """Take a saved beta: to go on from if it adapts, else as that of the values alone."""
+        self._saved = beta
+        if self.target is not None:
+            self.beta = beta
+
     def update(self, kl: float, episodes: int) -> None:
         """Raise beta when `kl` (nats per sequence, batch mean) is above the target, lower it when below."""
+        self._saved = None
         if self.target is None:
             return
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)

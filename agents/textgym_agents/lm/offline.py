@@ -169,7 +169,7 @@ class OfflineAgent(LMAgent):
         if cut:
             warnings.warn(
                 f"{cut} of {len(texts)} texts do not fit into max_prompt_tokens={self.task.max_prompt_tokens} and "
-                f"max_new_tokens={self.task.max_new_tokens} and were cut",
+                f"max_new_tokens={self.task.max_new_tokens}, or go on behind a stop token, and were cut",
                 TextGymWarning,
                 stacklevel=3,
             )

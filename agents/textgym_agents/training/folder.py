@@ -330,6 +330,8 @@ def _is_held(lock: Path) -> bool:
 
 def run_of(folder: Path) -> Path:
     """Return the folder of the run that a checkpoint is of, RUN/checkpoint or RUN/checkpoints/N; else the folder."""
+    if (folder / "config.json").is_file() and (folder / "checkpoint").is_dir():  # a run of this name
+        return folder
     if folder.name == "checkpoint":
         return folder.parent
     return folder.parent.parent if folder.name.isdecimal() and folder.parent.name == "checkpoints" else folder
