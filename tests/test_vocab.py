@@ -420,6 +420,7 @@ def test_white_space_that_becomes_another_token_is_no_stop() -> None:
 def test_a_conversation_that_could_not_be_rendered_once_is_rendered_later(monkeypatch: pytest.MonkeyPatch) -> None:
     template = JinjaTemplate("once {{ messages[0].content }}", {})
     monkeypatch.setattr("textgym.codecs.chat._SECONDS", 0.0)
+    monkeypatch.setattr("textgym.codecs.chat._next_line", lambda process, output: process.kill() or "")
     with pytest.raises(ValueError, match="it was ended after 0 s"):
         template("a")
     monkeypatch.undo()

@@ -23,6 +23,7 @@ _USUAL_CORRELATION = 0.35  # What is taken for episodes that are missing; tasks 
 
 def rate_at(config: LMConfig, episodes: float, budget: int) -> float:
     """Return the learning rate behind so many episodes of a budget, in shares of its peak."""
+    budget = max(budget, 1)  # of an iteration outside of `learn`
     progress = min(episodes / budget, 1.0)
     if progress < config.warmup:
         return min((progress + 1.0 / budget) / config.warmup, 1.0)
