@@ -255,6 +255,7 @@ def test_rounding_in_bfloat16_is_no_move():
     assert (agent.reach, agent.rounding) == (0.0, 0.0)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_in_bfloat16_settles_about_where_one_in_float32_does(tmp_path):
     found = {}

@@ -233,7 +233,10 @@ def test_what_cannot_be_estimated_is_refused():
     assert set(SHAPES) == {"Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen2.5-7B", "Llama-3-70B"}
 
 
-@pytest.mark.parametrize("sets", [1, 2])  # what the task's mask allows, and what a cut has kept of that
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sets", [pytest.param(1, marks=pytest.mark.long), 2]
+)  # what the task's mask allows, and what a cut has kept of that
 def test_sets_of_tokens_are_held_more_often_while_they_are_put_in_order(sets):
     config = tiny_llama(vocab=4096).config
     plan = Plan(batch=64, prompt_tokens=8, new_tokens=64, token_sets=sets)
@@ -244,10 +247,15 @@ def test_sets_of_tokens_are_held_more_often_while_they_are_put_in_order(sets):
     assert found.phases["sampling"] >= found.parts["weights of the policy"] + (2 * sets + 1) * bits
 
 
-def test_a_task_with_a_mask_has_its_masks_counted(capsys):
+def test_masks_and_cuts_are_sets_of_tokens():
     config = LMPPOConfig()
     assert [plan_of(replace(config, top_p=top_p), 6, 4, masked).token_sets for top_p, masked in
             ((1.0, False), (1.0, True), (0.9, False), (0.9, True))] == [0, 1, 1, 2]  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_a_task_with_a_mask_has_its_masks_counted(capsys):
     textgym_main(["train", "textgym/Json-v0", "--dry-run"])
     assert "token sets, as bits" in capsys.readouterr().out
     textgym_main(["train", "textgym/Helpful-v0", "--dry-run"])
