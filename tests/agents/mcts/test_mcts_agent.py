@@ -140,8 +140,10 @@ def test_a_full_tree_is_emptied_and_says_so():
 def test_a_tree_with_room_for_some_of_the_searches_is_kept():
     task = small_task()
     agent = make_agent("mcts", batch_env(task), simulations=15)
-    states = all_states(task)
+    states, tree = all_states(task), prefix_tree(task)
+    agent.log_probs(tree.observations(0, tree.levels[0].running))
     before = len(agent.planner.forest)
+    assert before >= 16
     agent.planner.forest.most = before + 16 * (len(states["input_ids"]) - 1)  # searches take less than is kept for them
     with warnings.catch_warnings():
         warnings.simplefilter("error")
