@@ -349,4 +349,6 @@ def test_degrees_of_freedom_by_hand():
     columns = np.array([[[0.0, 2.0, 1.0], [5.0, 5.0, 5.0]], [[0.0, 2.0, 1.0], [1.0, 3.0, 2.0]], [[1.0] * 3, [2.0] * 3]])
     # One prompt alone varies: n - 1. Both alike: P (n - 1). None: nothing is to be widened.
     assert degrees_of_freedom(columns, np.array([0.5, 0.5])).tolist() == [2.0, 4.0, np.inf]
+    # Variances go with the squares of the weights: 2 (9 + 1)^2 / (9^2 + 1^2).
+    assert degrees_of_freedom(columns[1:2], np.array([0.75, 0.25])).tolist() == pytest.approx([200 / 82])
     assert degrees_of_freedom(columns[..., :1], np.array([0.5, 0.5])).tolist() == [np.inf] * 3

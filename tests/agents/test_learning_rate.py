@@ -266,3 +266,18 @@ def test_a_run_in_bfloat16_settles_about_where_one_in_float32_does(tmp_path):
         agent.learn(env, 32 * 40, lambda row, agent=agent: bool(agent.chosen) or row["iteration"] > 9)
         found[precision] = agent.learning_rate / agent.first_rate
     assert 0.4 < found["bfloat16"] / found["float32"] < 2.5  # 0.1 at most if rounding counts
+
+
+@pytest.mark.slow
+def test_what_rounding_hides_outlives_a_checkpoint(tmp_path):
+    task = make_task("Helpful")
+    config = RLOOConfig(batch=8, warmup=0.5, epochs=1, minibatches=1, device="cpu", reference_precision="bfloat16")
+    env, again = (TokenVectorEnv(task, 8, autoreset_mode=AutoresetMode.DISABLED) for _ in range(2))
+    whole, broken = RLOO(task, config), RLOO(task, config)
+    for each, place in ((whole, env), (broken, again)):
+        place.reset(seed=0)
+        each.learn(place, 8000, lambda row: row["iteration"] == 2)
+    assert min(broken.rounding, broken.reach) > 0
+    broken.save(tmp_path / "agent")
+    other = RLOO.load(tmp_path / "agent", again)
+    assert (other.rounding, other.reach) == (whole.rounding, whole.reach)
