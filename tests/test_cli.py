@@ -7,6 +7,7 @@ import re
 import subprocess
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cli_tools import BLOCK, assert_one_line, child, run
@@ -14,6 +15,7 @@ from textgym_agents.registry import agent_class, config_class
 
 import textgym
 from textgym.commands.completion import flags_of, script
+from textgym.commands.serve import ServeFlags
 from textgym.registry import AGENTS, COMMANDS, TASKS
 
 HOSTILE = "[red]hi[/red] \x1b[31m\u202e"
@@ -221,6 +223,30 @@ def test_bash_completes_with_the_printed_script(typed, offered):
     assert (found.stdout.split(), found.stderr) == (offered, "")
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_no_name_of_a_plug_in_is_taken_for_a_command_of_the_shell(shell, tmp_path):
+    odd = ["$(touch${IFS}x)", 'a"b', "a'b", "`id`", "a;b"]
+    text = script(shell, {name: ["--agent"] for name in ["train", *odd]}, ["rloo", *odd], ["ns/Stop-v0", *odd])
+    assert not any(name in text for name in odd)
+    assert all(name in text for name in ("rloo", "ns/Stop-v0", "train"))
+    if shell == "bash":
+        text += "COMP_WORDS=(textgym train --agent r); COMP_CWORD=3; _textgym; echo ${COMPREPLY[@]}\n"
+        found = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True, cwd=tmp_path)
+        assert (found.stdout, found.stderr, [*tmp_path.iterdir()]) == ("rloo\n", "", [])
+
+
+def test_a_plug_in_without_help_has_no_flags_and_the_others_theirs(monkeypatch, capsys):
+    monkeypatch.setattr("textgym.commands.completion.COMMANDS", SimpleNamespace(load=lambda name: lambda words: 1 / 0))
+    assert flags_of("boom") == []
+    assert "boom --help: division by zero" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["", " "])
+def test_no_host_is_not_every_address_of_the_machine(host):
+    with pytest.raises(ValueError, match=r"host='.*': allowed is an address, as"):
+        ServeFlags("Stop-v0", host=host)
+
+
 @pytest.mark.parametrize("agent", sorted(AGENTS))
 def test_every_agent_shows_its_settings_as_flags_of_train(capsys, agent):
     code, out, _ = run(capsys, "train", "Stop-v0", "--agent", agent, "--help")
@@ -246,6 +272,13 @@ def test_play_by_numbers(monkeypatch, capsys):
     assert "stop, 3 tokens" in out
     # Three choices of probability 1/3: 3 log(1/3) = -3.30.
     assert "-3.30" in out
+
+
+def test_a_number_of_thousands_of_digits_is_a_text(monkeypatch, capsys):
+    code, out, err = play(monkeypatch, capsys, "9" * 5000 + "\n2\n1\n", *WORDS, LENGTH)
+    assert code == 0
+    assert "cannot be written here" in err
+    assert "answer     a" in out
 
 
 def test_play_by_text_and_an_empty_line(monkeypatch, capsys):

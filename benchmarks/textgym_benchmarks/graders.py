@@ -21,6 +21,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from textgym.commands.console import script
 from textgym.estimates import Estimate, interval, resampled_counts
 from textgym.files import json_object
 from textgym.rewards import RewardSpec, make_reward
@@ -251,4 +252,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

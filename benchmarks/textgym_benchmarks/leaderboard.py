@@ -12,32 +12,29 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import tyro
-from textgym_agents.registry import agent_class, make_config
 from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
-from textgym.checks import Floats, JsonObject
+from textgym.checks import Floats, JsonObject, check_number
 from textgym.files import plain, read_json, reading, write_json, write_text
-from textgym.registry import import_user_module
 from textgym_benchmarks.commands.bench import LiveTable
 from textgym_benchmarks.pages import interval, markdown
 from textgym_benchmarks.results.format import FORMAT
 from textgym_benchmarks.results.rows import settled
 from textgym_benchmarks.results.store import Result
 from textgym_benchmarks.run.runner import BenchInterrupted, run_suite
+from textgym_benchmarks.selection import LARGEST_ENTRY, Entrant, read_entrant
 from textgym_benchmarks.statistics import Interval, leads, mean_of_runs
 from textgym_benchmarks.suite import Cell, Evaluation, Suite, check_integer, from_fields
 from textgym_benchmarks.suite_folder import RUN_COUNTED
 
-LARGEST: Final = 100_000  # bytes of an entry's file
 ENTRIES: Final = Path("benchmarks/entries")
 PAGE: Final = Path("docs/leaderboard.md")
 CHECK_SEED: Final = 1000  # the first one of `check`
@@ -67,36 +64,6 @@ HELPFUL: Final = Challenge()
 
 
 @dataclass(frozen=True)
-class Entrant:
-    """What the dictionary ENTRY of an entry's file says.
-
-    Args:
-        agent: a registered name, or a class of the same file.
-        settings: of the agent, JSON values, without `seed`.
-        author, description: one line. date: of the entry, as in 2026-11-27.
-    Raises: ValueError for another value.
-    """
-
-    agent: str
-    author: str
-    date: str
-    description: str
-    settings: Mapping[str, object] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("agent", "author", "date", "description"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or len(value.splitlines()) != 1:
-                raise ValueError(f"{name}={value!r}: allowed is a text of one line")
-        if not isinstance(self.settings, Mapping) or "seed" in self.settings:
-            raise ValueError(f"settings={self.settings!r}: allowed are JSON values by name, and no seed")
-        try:
-            date.fromisoformat(self.date)
-        except ValueError as error:
-            raise ValueError(f"date={self.date!r}: allowed is a date such as 2026-11-27") from error
-
-
-@dataclass(frozen=True)
 class SeedOutcome:
     """What a training came to.
 
@@ -108,6 +75,11 @@ class SeedOutcome:
     seed: int
     optimality: float
     seconds: float | None
+
+    def __post_init__(self) -> None:
+        check_integer("seed", self.seed, 0)
+        check_number("optimality", self.optimality)
+        check_number("seconds", 1.0 if self.seconds is None else self.seconds, 1e-9)
 
 
 @dataclass(frozen=True)
@@ -121,15 +93,23 @@ class Attempt:
     unit: tuple[SeedOutcome, ...]
 
     def __post_init__(self) -> None:
-        seeds = [each.seed for each in self.entry]
-        if seeds != [each.seed for each in self.unit] or len({*seeds}) < len(seeds):
-            raise ValueError(f"entry: has the seeds {seeds}; allowed are different ones, which `unit` has too")
+        if self.seeds != [each.seed for each in self.unit] or len({*self.seeds}) < len(self.seeds):
+            raise ValueError(f"entry: has the seeds {self.seeds}; allowed are different ones, which `unit` has too")
+        if not isinstance(self.machine, str) or not isinstance(self.versions.get("source"), str):
+            raise ValueError(
+                f"machine={self.machine!r}, versions={self.versions!r}: allowed are texts, one the source's"
+            )
 
     @classmethod
     def from_json(cls, data: JsonObject) -> Attempt:
         """Return what `asdict` made JSON of. Raises: ValueError, TypeError or KeyError for anything else."""
         runs = {side: tuple(from_fields(SeedOutcome, each) for each in data[side]) for side in ("entry", "unit")}
         return from_fields(cls, {**data, **runs})
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those of both."""
+        return [each.seed for each in self.entry]
 
     @property
     def optimality(self) -> Floats:
@@ -168,31 +148,6 @@ def _interval(values: Floats) -> Interval:
 def digest(path: Path) -> str:
     """Return 12 hexadecimal digits of a file's content."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-
-
-def read_entrant(path: Path) -> Entrant:
-    """Return what an entry's file says; its agent is the name that workers find it by.
-
-    Raises: ValueError that names the file and what is wrong with it.
-    """
-    if path.suffix != ".py" or not path.stem.isidentifier() or not path.is_file():
-        raise ValueError(f"{path}: allowed is a file NAME.py that is there, its name a word of Python")
-    if path.stat().st_size > LARGEST:
-        raise ValueError(f"{path}: has {path.stat().st_size:,} bytes; allowed are {LARGEST:,}")
-    if (folder := str(path.resolve().parent)) not in sys.path:
-        sys.path.append(folder)
-    try:
-        module = import_user_module(path.stem)
-        if Path(str(module.__file__)).resolve() != path.resolve():
-            raise ValueError(f"there is another module {path.stem!r} ({module.__file__}); rename the file")
-        found = from_fields(Entrant, getattr(module, "ENTRY", None))
-        if ":" in found.agent:
-            raise ValueError(f"agent={found.agent!r}: allowed is a registered name, or a class of this file")
-        name = f"{path.stem}:{found.agent}" if isinstance(getattr(module, found.agent, None), type) else found.agent
-        make_config(agent_class(name), found.settings)
-    except Exception as error:  # the author's code
-        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
-    return Entrant(**{**asdict(found), "agent": name})
 
 
 @dataclass(frozen=True)
@@ -261,6 +216,12 @@ def outcome(result: Result, challenge: Challenge) -> SeedOutcome:
     return SeedOutcome(result.cell.seed, float(measures["after"]["optimality"]["mean"]), seconds)
 
 
+def check_seeds(claim: Attempt, seeds: Sequence[int]) -> None:
+    """Raise ValueError if a seed of a rerun is one of the claim's."""
+    if both := {*claim.seeds} & {*seeds}:
+        raise ValueError(f"first_seed: the claim has seed {min(both)}, too; allowed are other ones")
+
+
 def faults(claim: Attempt, rerun: Attempt) -> list[str]:
     """Return in what a rerun is worse than what was claimed, each by more than chance explains; [] for nothing.
 
@@ -296,6 +257,7 @@ class Claimed:
     Args:
         entrant: what its file said. source: `digest` of that file. challenge: as JSON.
         claim: by its author. rerun: with other seeds, one that reproduced it; None so far.
+    Raises: ValueError for a rerun that has a seed of the claim, or does not reproduce it.
     """
 
     entrant: Entrant
@@ -303,6 +265,12 @@ class Claimed:
     challenge: JsonObject
     claim: Attempt
     rerun: Attempt | None = None
+
+    def __post_init__(self) -> None:
+        if self.rerun is not None:
+            check_seeds(self.claim, self.rerun.seeds)
+            if problems := faults(self.claim, self.rerun):
+                raise ValueError(f"{self.entrant.agent}: does not reproduce: {'; '.join(problems)}")
 
 
 def read_claim(path: Path, challenge: Challenge = HELPFUL) -> Claimed:
@@ -340,11 +308,8 @@ def run(flags: OmitArgPrefixes[EntryFlags]) -> None:
 def check(flags: OmitArgPrefixes[EntryFlags]) -> None:
     """Run an entry with other seeds, and refuse it where it does not reproduce what NAME.json claims."""
     found, seeds = read_claim(flags.entry, flags.challenge), flags.chosen(CHECK_SEED)
-    if both := {each.seed for each in found.claim.entry} & {*seeds}:
-        raise ValueError(f"first_seed: the claim has seed {min(both)}, too; allowed are other ones")
+    check_seeds(found.claim, seeds)
     rerun = attempt(flags, seeds)
-    if problems := faults(found.claim, rerun):
-        raise ValueError(f"{flags.entry}: does not reproduce: {'; '.join(problems)}")
     _write(flags.entry, replace(found, rerun=rerun))
     print(f"{flags.entry}: reproduces: {_told(rerun, flags.challenge)}")
 
@@ -378,7 +343,7 @@ def page(entries: Path = ENTRIES, challenge: Challenge = HELPFUL) -> str:
         by_score=sorted(reruns, key=lambda name: (-reruns[name].optimality.mean(), name)),
         time_shown=time_shown,
         check_seed=CHECK_SEED,
-        largest=LARGEST,
+        largest=LARGEST_ENTRY,
     )
 
 

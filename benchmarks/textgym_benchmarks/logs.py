@@ -28,7 +28,7 @@ from textgym_agents.lm.sequences import Sequences
 from textgym_agents.registry import agent_class, make_agent, make_config, make_env
 
 from textgym.checks import Floats, Ints, JsonObject
-from textgym.commands.console import number, table
+from textgym.commands.console import number, script, table
 from textgym.solver import PrefixTree, edge_log_probs, policy_values, prefix_tree
 from textgym.task import make_reference
 from textgym_benchmarks.results.store import load_results
@@ -336,4 +336,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -38,6 +38,7 @@ from textgym_agents.registry import agent_class
 
 from textgym import make_task
 from textgym.checks import check_choice, check_count
+from textgym.commands.console import script
 from textgym.lm import categorical
 from textgym.sources import versions
 from textgym.task import Task
@@ -369,10 +370,7 @@ def compete(flags: Flags) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure and print."""
     flags = tyro.cli(Flags, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
-    try:
-        rows = compete(flags) if flags.against else measure(flags)
-    except (ValueError, ModuleNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    rows = compete(flags) if flags.against else measure(flags)
     if flags.as_json:
         print(json.dumps(rows, indent=1))
         return
@@ -397,4 +395,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

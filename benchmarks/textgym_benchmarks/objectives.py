@@ -20,7 +20,7 @@ from rich.console import Console
 from textgym_agents.registry import agent_class, make_config
 
 from textgym.checks import Floats, JsonObject
-from textgym.commands.console import folded, number, table
+from textgym.commands.console import folded, number, script, table
 from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.run.runner import run_suite
 from textgym_benchmarks.statistics import leads
@@ -163,4 +163,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -25,7 +25,7 @@ from textgym_agents.training.curves import HUES, INK, legend_above, style_axes, 
 from textgym import make_task
 from textgym.best_of_n import noise_deviation
 from textgym.checks import Floats, Ints, JsonObject
-from textgym.commands.console import number, table
+from textgym.commands.console import number, script, table
 from textgym.estimates import Estimate, resampled_counts
 from textgym.files import json_line, make_folder, read_lines, write_text
 from textgym.solver import Solution, solve
@@ -336,4 +336,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -28,7 +28,7 @@ from textgym_agents.lm.sequences import Sequences
 from textgym_agents.training.folder import RunFolder
 
 from textgym.checks import Floats, Ints, JsonObject
-from textgym.commands.console import number, table
+from textgym.commands.console import number, script, table
 from textgym.files import json_line, make_folder, write_text
 from textgym.lm.reference import Observation, Reference
 from textgym.sampling import play
@@ -242,4 +242,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -31,7 +31,7 @@ from rich.console import Console
 from textgym_agents.registry import agent_class, make_agent, make_config, make_env
 
 from textgym.checks import Floats, JsonObject
-from textgym.commands.console import number, table
+from textgym.commands.console import number, script, table
 from textgym.evaluate import evaluate
 from textgym.files import make_folder, read_json, write_json
 from textgym.optimum import optimum_of
@@ -335,4 +335,4 @@ def print_table(reward: str, found: Sequence[RaceResult]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -25,6 +25,8 @@ from rich.console import Console
 from rich.table import Table
 from textgym_agents.config import LMPPOConfig, Parallel
 
+from textgym.checks import check_count
+from textgym.commands.console import script
 from textgym.processes import peak_memory
 from textgym_benchmarks.engines.jobs import fresh_python
 
@@ -56,6 +58,11 @@ class Scale:
     """Time the encoding of so many prompts of 24 words instead; 0: compare processes."""
     as_json: bool = False
     """Print JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        check_count("prompts", self.prompts, 0)
+        for name in ("ranks", "hidden", "layers", "batch", "iterations"):
+            check_count(name, getattr(self, name))
 
 
 class ScaleRow(NamedTuple):
@@ -254,4 +261,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

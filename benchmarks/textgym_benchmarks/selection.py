@@ -1,17 +1,22 @@
-"""Which cells run: a suite by name, a product of tasks, rewards and agents from a file or flags, or parts of these."""
+"""Which cells run: a suite by name, a product of tasks, rewards and agents from a file or flags, or parts of these.
+
+An entry of the leaderboard is an agent that a file names.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date
 from functools import cache, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import gymnasium as gym
 from textgym_agents.registry import agent_class, agent_names, make_config, make_env
@@ -25,6 +30,7 @@ from textgym.rewards.registry import spec_name
 from textgym_benchmarks.suite import Cell, Evaluation, RewardJson, Suite, check_integer, from_fields, parted
 from textgym_benchmarks.suites import misfit, rows
 
+LARGEST_ENTRY = 100_000  # bytes of the file of an entry of the leaderboard
 T = TypeVar("T")
 Settings = Mapping[str, Mapping[str, object]]
 """Agent -> settings over its defaults, JSON values."""
@@ -62,10 +68,14 @@ class Product:
         check_integer("seeds", self.seeds, 1)
         for name in ("tasks", "agents"):
             words = getattr(self, name)
-            if isinstance(words, str) or not words or not all(isinstance(word, str) and word for word in words):
+            if not _is_list(words) or not words or not all(isinstance(word, str) and word for word in words):
                 raise ValueError(f"{name}={words!r}: allowed is a list of at least one name, as in ['Helpful']")
         if not self.rewards:
             raise ValueError("rewards=(): allowed is at least one; 'default' is the task's own")
+        _check_rewards(self.rewards)
+        own = [*self.settings.values()] if isinstance(self.settings, Mapping) else [None]
+        if not all(isinstance(each, Mapping) for each in own):
+            raise ValueError(f"settings={self.settings!r}: allowed are settings by name, for each agent by its name")
         if not isinstance(self.evaluation, Evaluation):
             object.__setattr__(self, "evaluation", Evaluation.from_json(self.evaluation))
 
@@ -102,6 +112,22 @@ class Product:
         tasks = [cell.short_id.rpartition("/")[2].partition("-v")[0] for cell in cells]
         suite = Suite(self.name or _suite_name(tasks), tuple(cells), self.description, self.evaluation)
         return select(suite, settings=self.settings), left_out
+
+
+def _is_list(value: object) -> TypeGuard[Sequence[object]]:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _check_rewards(rewards: object) -> None:
+    """Raise ValueError unless rewards are a list of JSON values, or JSON values by name."""
+    specs = [*rewards.values()] if isinstance(rewards, Mapping) else rewards
+    if not _is_list(specs):
+        raise ValueError(f"rewards={rewards!r}: allowed is a list, or a table of names; 'default' is the task's own")
+    for spec in specs:
+        try:
+            json.dumps(spec)
+        except TypeError as error:
+            raise ValueError(f"rewards: {spec!r}: allowed is a name, or a table with one and JSON values") from error
 
 
 def _suite_name(tasks: Iterable[str]) -> str:
@@ -278,3 +304,58 @@ def check_settings(settings: Settings, agents: Sequence[str]) -> None:
         if agent not in agents:
             raise ValueError(not_one_of("settings: agent", agent, dict.fromkeys(agents)))
         make_config(agent_class(agent), parted(own)[0])
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """What the dictionary ENTRY of an entry's file says.
+
+    Args:
+        agent: a registered name, or a class of the same file.
+        settings: of the agent, JSON values, without `seed`.
+        author, description: one line. date: of the entry, as in 2026-11-27.
+    Raises: ValueError for another value.
+    """
+
+    agent: str
+    author: str
+    date: str
+    description: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("agent", "author", "date", "description"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or len(value.splitlines()) != 1:
+                raise ValueError(f"{name}={value!r}: allowed is a text of one line")
+        if not isinstance(self.settings, Mapping) or "seed" in self.settings:
+            raise ValueError(f"settings={self.settings!r}: allowed are JSON values by name, and no seed")
+        try:
+            date.fromisoformat(self.date)
+        except ValueError as error:
+            raise ValueError(f"date={self.date!r}: allowed is a date such as 2026-11-27") from error
+
+
+def read_entrant(path: Path) -> Entrant:
+    """Return what an entry's file says; its agent is the name that workers find it by.
+
+    Raises: ValueError that names the file and what is wrong with it.
+    """
+    if path.suffix != ".py" or not path.stem.isidentifier() or not path.is_file():
+        raise ValueError(f"{path}: allowed is a file NAME.py that is there, its name a word of Python")
+    if path.stat().st_size > LARGEST_ENTRY:
+        raise ValueError(f"{path}: has {path.stat().st_size:,} bytes; allowed are {LARGEST_ENTRY:,}")
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)
+    try:
+        module = import_user_module(path.stem)
+        if Path(str(module.__file__)).resolve() != path.resolve():
+            raise ValueError(f"there is another module {path.stem!r} ({module.__file__}); rename the file")
+        found = from_fields(Entrant, getattr(module, "ENTRY", None))
+        if ":" in found.agent:
+            raise ValueError(f"agent={found.agent!r}: allowed is a registered name, or a class of this file")
+        name = f"{path.stem}:{found.agent}" if isinstance(getattr(module, found.agent, None), type) else found.agent
+        make_config(agent_class(name), found.settings)
+    except Exception as error:  # the author's code
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+    return Entrant(**{**asdict(found), "agent": name})

@@ -397,4 +397,4 @@ def as_table(rows: Sequence[Row]) -> Table:
 
 
 if __name__ == "__main__":
-    main()
+    console.script(main)

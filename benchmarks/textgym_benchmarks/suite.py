@@ -177,6 +177,8 @@ class Suite:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name):
             raise ValueError(f"name={self.name!r}: allowed are lower-case letters, digits and dashes")
+        if not isinstance(self.description, str):
+            raise ValueError(f"description={self.description!r}: allowed is a text")
         object.__setattr__(self, "cells", tuple(self.cells))
         if not self.cells:
             raise ValueError("cells=(): a suite has at least one cell")

@@ -23,7 +23,7 @@ from scipy.stats import rankdata  # type: ignore[import-untyped]
 from textgym_agents.registry import agent_class, make_config
 
 from textgym.checks import Floats, JsonObject, check_choice
-from textgym.commands.console import folded, number, table
+from textgym.commands.console import folded, number, script, table
 from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.run.runner import run_suite
 from textgym_benchmarks.suite import Cell, Evaluation, Suite
@@ -343,4 +343,4 @@ def print_table(found: Regrets, agent: str, episodes: int, settings: Sequence[Js
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -20,6 +20,7 @@ import numpy as np
 import tyro
 
 from textgym.checks import Floats
+from textgym.commands.console import script
 from textgym.files import make_folder, reading
 
 if TYPE_CHECKING:
@@ -187,4 +188,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -32,11 +32,11 @@ from textgym_benchmarks.leaderboard import (
     outcome,
     page,
     read_claim,
-    read_entrant,
     run,
     time_shown,
 )
 from textgym_benchmarks.results.rows import settled
+from textgym_benchmarks.selection import read_entrant
 from textgym_benchmarks.statistics import leads
 from textgym_benchmarks.suite import Cell, Evaluation
 
@@ -236,7 +236,7 @@ def test_an_entry_that_was_lucky_is_refused(write: Write) -> None:
     entry = write("lucky_entry", settings={"luck": 0.6})
     run(replace(flags(entry), engine="pool", workers=1))
     before = entry.with_suffix(".json").read_text()
-    with pytest.raises(ValueError, match=r"lucky_entry\.py: does not reproduce: optimality: claimed 1\.000, rerun 0\."):
+    with pytest.raises(ValueError, match=r"lucky_entry:Own: does not reproduce: optimality: claimed 1\.000, rerun 0\."):
         check(flags(entry))
     assert entry.with_suffix(".json").read_text() == before
 
@@ -345,8 +345,43 @@ def test_the_entries_and_the_page_s_example_can_be_read(write: Write) -> None:
     assert read_entrant(write("one_pass", example)).agent == "one_pass:OnePass"
 
 
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("rerun", {"entry": {"optimality": 0.5}}, "does not reproduce: optimality: claimed 0.850, rerun 0.500"),
+        ("rerun", {"entry": {"seed": 3}, "unit": {"seed": 3}}, "allowed are different ones"),
+        ("rerun", None, "the claim has seed 0, too"),
+        ("rerun", {"entry": {"seconds": -36.67}}, "seconds=-36.67: allowed is a finite number"),
+        ("rerun", {"unit": {"seconds": 0}}, "seconds=0: allowed is a finite number"),
+        ("claim", {"entry": {"optimality": None}}, "optimality=None: allowed is a finite number"),
+        ("claim", {"entry": {"optimality": "0.9"}}, "optimality='0.9': allowed is a finite number"),
+        ("claim", {"unit": {"seed": -1}}, "seed=-1: allowed is an integer >= 0"),
+        ("claim", {"versions": {"python": "3.12"}}, "versions={'python': '3.12'}: allowed are texts"),
+        ("claim", {"machine": 7}, "machine=7"),
+    ],
+)
+def test_no_page_is_made_of_a_claim_that_check_would_refuse(
+    write: Write, part: str, change: dict[str, Any] | None, message: str
+) -> None:
+    path = write("edited")
+    source = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    claim, rerun = (attempt_of([0.85] * 5, [10.0] * 5, first=first) for first in (0, 1000))
+    found = Claimed(read_entrant(path), source, json.loads(json.dumps(asdict(HELPFUL))), claim, rerun)
+    data = json.loads(json.dumps({"format": 1, **asdict(found)}))
+    for name, value in (change or {}).items():
+        for row in data[part][name] if name in ("entry", "unit") else ():
+            row |= value
+        if name not in ("entry", "unit"):
+            data[part][name] = value
+    if change is None:
+        data["rerun"] = data["claim"]
+    path.with_suffix(".json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=rf"edited\.json.*{re.escape(message)}"):
+        page(path.parent)
+
+
 def test_the_page_ranks_shows_who_missed_and_keeps_text_text(write: Write) -> None:
-    boast = attempt_of([0.99] * 5, [1.0] * 5)
+    modest = attempt_of([0.85] * 5, [25.0] * 5)
     reruns = {
         "slow": attempt_of([0.95] * 5, [20.0] * 5, first=1000),
         "fast": attempt_of([0.93] * 5, [5.0] * 5, first=1000),
@@ -357,16 +392,16 @@ def test_the_page_ranks_shows_who_missed_and_keeps_text_text(write: Write) -> No
         path = write(name, author="A|<b>")
         entrant = read_entrant(path)
         source = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-        found = Claimed(entrant, source, json.loads(json.dumps(asdict(HELPFUL))), boast, rerun)
+        found = Claimed(entrant, source, json.loads(json.dumps(asdict(HELPFUL))), modest, rerun)
         path.with_suffix(".json").write_text(json.dumps({"format": 1, **asdict(found)}))
     write("waiting")
     shown = page(path.parent)
     by_time, by_score = (re.findall(r"^\| (\S+) \| \[`(\w+)`\].*$", part, re.MULTILINE) for part in halves(shown))
     assert by_time == [("1", "fast"), ("2", "slow"), ("\u2013", "short")]
     assert by_score == [("1", "slow"), ("2", "fast"), ("3", "short")]
-    assert "| A\\|\\<b\\> | 2026-11-27 | 2.00 | 0.10 | A tilt |" in shown
-    assert "| not reached 1 of 5 | 0.10 |" in shown
-    assert re.search(r"\| 0\.880 \[0\.\d+, 0\.\d+\] \| 0\.850, 0\.910 \| 0\.990 \|", shown)
+    assert "| A\\|\\<b\\> | 2026-11-27 | 2.00 | 2.50 | A tilt |" in shown
+    assert "| not reached 1 of 5 | 2.50 |" in shown
+    assert re.search(r"\| 0\.880 \[0\.\d+, 0\.\d+\] \| 0\.850, 0\.910 \| 0\.850 \|", shown)
     assert re.search(r"let pass: \[`unchecked`\].*, \[`waiting`\]", shown)
     assert "No entry has a result yet" not in shown
     for table in re.findall(r"(?:^\|.*\|$\n)+", shown, re.MULTILINE):

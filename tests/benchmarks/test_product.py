@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from datetime import date
 from functools import partial
 
 import gymnasium as gym
@@ -169,6 +170,13 @@ def test_an_unknown_task_and_reward_are_left_out(own):
         ),
         ({"tasks": ["Helpful"], "agents": ["rloo"], "settings": {"rloo": {"learning": 1}}}, "not a setting of RLOO"),
         ({"tasks": ["Helpful"], "evaluation": {"point": 1}}, "Did you mean 'points'?"),
+        ({"tasks": 5}, "tasks=5: allowed is a list"),
+        ({"tasks": ["Helpful"], "rewards": 5}, "rewards=5: allowed is a list, or a table"),
+        ({"tasks": ["Helpful"], "rewards": {"a": date(2020, 1, 1)}}, "rewards: datetime.date(2020, 1, 1): allowed is"),
+        ({"tasks": ["Helpful"], "settings": 3}, "settings=3: allowed are settings by name"),
+        ({"tasks": ["Helpful"], "settings": ["a"]}, "settings=['a']: allowed are settings by name"),
+        ({"tasks": ["Helpful"], "settings": {"rloo": 3}}, "settings={'rloo': 3}: allowed are settings by name"),
+        ({"tasks": ["Copy"], "agents": ["random"], "description": 5}, "description=5: allowed is a text"),
     ],
 )
 def test_bad_products_are_refused(data, message):
@@ -342,6 +350,16 @@ def test_the_dry_run_prints_kinds_of_cells_and_runs_none(own, capsys, tmp_path):
     assert "estimate" in captured.out
     assert captured.err.count("reward 'broken' raised KeyError") == 2
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_that_runs_failed_cells_again_counts_them(own, capsys):
+    words = ["--tasks", "mine/Own-v0", "--rewards", f"{own}:broken", "--agents", "random", "--seeds", "1"]
+    words += ["--episodes", "64", "--engine", "serial", "--out", "failing"]
+    assert bench(*words) == 1
+    assert bench(*words, "--dry-run") == 0
+    assert "1 cells, 0 without a result" in capsys.readouterr().out
+    assert bench(*words, "--dry-run", "--retry-failed") == 0
+    assert "1 cells, 1 to run" in capsys.readouterr().out
 
 
 def test_json_of_a_product_goes_through_json():

@@ -211,6 +211,35 @@ def test_a_report_is_built_anew_in_place(tmp_path):
     assert not list(out.rglob("*.new"))
 
 
+@pytest.mark.slow
+def test_pages_of_cells_that_are_no_longer_shown_go_and_nothing_else(tmp_path):
+    values = make_results(("lm-ppo", "rloo"), TASKS[:1], 1, failed=0.0, missing=0.0)
+    first = write_suite_folder(tmp_path / "first", values[:1], name="first")
+    second = write_suite_folder(tmp_path / "second", values, name="second")
+    out = tmp_path / "out"
+    build_report([second], out)
+    mine = [out / "cells" / "mine.html", out / "cells" / "notes.txt", out / "mine.html", out / "other" / "index.html"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    (out / "other" / "report.html").write_text((out / "index.html").read_text())  # of the same kind, elsewhere
+    build_report([first], out)
+    assert len(list((out / "cells").glob("*.html"))) == 2  # the cell of the first, and mine
+    assert all(path.read_text() == "mine" for path in mine)
+    assert (out / "other" / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_large_numbers_have_keys_of_their_own_to_be_sorted_by(tmp_path):
+    values = make_results(("lm-ppo",), TASKS[:1], (1_000_000, 1_000_001, 2**31 - 1), failed=0.0, missing=0.0)
+    for value, tokens in zip(values, (1_234_567, 1_234_571, 1_234_569), strict=True):
+        value["measures"]["tokens"] = tokens
+    build_report([write_suite_folder(tmp_path / "suite", values)], tmp_path / "out")
+    text = (tmp_path / "out" / "index.html").read_text()
+    for key in (1_234_567, 1_234_571, 1_234_569, 1_000_000, 1_000_001, 2**31 - 1):
+        assert f'data-sort="{key}"' in text
+
+
 def test_of_a_cell_in_two_places_the_finished_one_is_kept(tmp_path):
     done = make_results(("lm-ppo",), TASKS[:1], 2, failed=0.0, missing=0.0)
     missing = [{**result, "status": "missing", "measures": None, "timing": None} for result in done]

@@ -413,6 +413,16 @@ def test_scores_that_differ_by_rounding_are_equal():
     assert line.share[summary.thresholds.index(1.0)] == 0.0
 
 
+def test_equal_agents_share_their_rank():
+    data = make_results(("zeta", "alpha", "mid", "low"), TASKS[:1], 3, failed=0.0, missing=0.0)
+    for each in data:
+        score = {"low": 0.5, "mid": 1.0 + 4e-16}.get(each["cell"]["agent"], 1.0)
+        each["measures"]["after"]["optimality"] = {"mean": score, "low": score, "high": score}
+    rows = summarise(results_of(data)).leaderboard
+    assert [(row.agent, row.rank) for row in rows] == [("alpha", 1), ("mid", 1), ("zeta", 1), ("low", 4)]
+    assert [row.over_best and row.over_best.value for row in rows] == [None, 0.5, 0.5, 0.0]
+
+
 @pytest.mark.slow
 def test_the_same_results_give_the_same_summary_and_others_change_no_row():
     assert summarise(results_of(made())) == summary_of_made()

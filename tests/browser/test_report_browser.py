@@ -108,6 +108,26 @@ def overlaps(boxes):
     return sum(not each for each in apart)
 
 
+def test_long_names_have_rows_and_filters_of_their_own_and_hover_texts_are_exact(visit, tmp_path):
+    agents = [f"lm-ppo with settings that are told apart at the very end:  {end}" for end in ("0.1", "0.2")]
+    values = make_results(agents, TASKS[:1], 1, failed=0.0, missing=0.0)
+    for value in values:
+        value["measures"]["curve"][-1]["episode"] = 20_480
+    suite = write_suite_folder(tmp_path / "suite", values)
+    build_report([suite], suite / "report")
+    visited = visit(suite / "report" / "index.html")
+    draw_all(visited)
+    page = visited.page
+    drawn = "document.querySelector('.chart[data-chart={}]').data.map({})"
+    assert len({*page.evaluate(drawn.format("throughput", "trace => trace.y[0]"))}) == 2
+    for agent in agents:
+        page.locator("#cell-agent").select_option(agent)
+        assert page.locator("#cell-count").text_content() == "1 of 2"
+    texts = page.evaluate(drawn.format("curve", "trace => (trace.text ?? []).at(-1) ?? ''"))
+    assert any("20,480 episodes" in text for text in texts)
+    visited.check()
+
+
 @pytest.mark.long
 def test_eight_agents_are_named_at_their_lines_and_have_a_radar_each(visit, tmp_path):
     agents = [f"agent-{number}" for number in range(8)]

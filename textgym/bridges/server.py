@@ -142,9 +142,11 @@ class _Checked:
             return f"message: {size} bytes; allowed are at most {self._most}"
         message = None
         with suppress(ValueError, RecursionError):
-            message = json.loads(text)
+            read = json.loads(text)
+            json.dumps(read, ensure_ascii=False).encode()  # half of a surrogate pair can be answered nowhere
+            message = read
         if not isinstance(message, dict) or not isinstance(message.get("data", {}), dict):
-            return f'message={shown(text)}: allowed is JSON as {{"type": ..., "data": {{...}}}}'
+            return f'message={shown(text)}: allowed is JSON as {{"type": ..., "data": {{...}}}}, in UTF-8'
         if message.get("type") not in _MESSAGES:
             return not_one_of("message type", message.get("type"), _MESSAGES)
         return ""

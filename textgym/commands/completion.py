@@ -11,11 +11,13 @@ from typing import Annotated, Final, Literal
 
 import tyro
 
+from textgym.commands.console import note, one_line
 from textgym.commands.flags import parse
 from textgym.registry import AGENTS, COMMANDS, TASKS
 
 Shell = Literal["bash", "zsh", "fish"]
 _FLAG: Final = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+_WORD: Final = re.compile(r"[\w.+@/:-]+")
 
 # Bash's, which zsh reads by its own bashcompinit. A word that is no flag and no value of --agent is an id or a file.
 _BASH: Final = """\
@@ -66,16 +68,25 @@ def main(arguments: list[str]) -> None:
 
 
 def flags_of(command: str) -> list[str]:
-    """Return the flags that a command's `--help` shows, sorted; none where a package that it needs is missing."""
+    """Return the flags that a command's `--help` shows, sorted; none where it fails, as without a package."""
     text = io.StringIO()
-    with contextlib.suppress(SystemExit, ImportError), contextlib.redirect_stdout(text):
-        COMMANDS.load(command)(["--help"])
+    try:
+        with contextlib.suppress(SystemExit, ImportError), contextlib.redirect_stdout(text):
+            COMMANDS.load(command)(["--help"])
+    except Exception as error:  # a plug-in's
+        note(f"{command} --help: {one_line(error)}")
     starts = (re.split(r"\s{2,}", line.strip("│ "))[0] for line in text.getvalue().splitlines())
     return sorted({flag for start in starts if start.startswith("-") for flag in _FLAG.findall(start)})
 
 
 def script(shell: Shell, flags: Mapping[str, Sequence[str]], agents: Iterable[str], ids: Iterable[str]) -> str:
-    """Return the script. Args: flags: of each command. agents, ids: values of `--agent` and of other words."""
+    """Return the script, without names that a shell could take for more than a word: it runs what they say.
+
+    Args:
+        flags: of each command. agents, ids: values of `--agent` and of other words.
+    """
+    flags = {name: own for name, own in flags.items() if _WORD.fullmatch(name)}
+    agents, ids = ([name for name in names if _WORD.fullmatch(name)] for names in (agents, ids))
     if shell == "fish":
         return "".join(f"{line}\n" for line in _fish(flags, agents, ids))
     cases = "\n".join(f'            {name}) words="{" ".join(own)}" ;;' for name, own in flags.items())

@@ -9,6 +9,7 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TextIO, cast
@@ -238,6 +239,17 @@ def one_line(error: Exception | Warning | str) -> str:
         said, hint, _ = text.partition(_HINT)
         text = said + place + hint
     return escaped(" ".join(text.split()))
+
+
+def script(main: Callable[[], None]) -> None:
+    """Run a script's `main`, with one line and exit code 1 instead of a traceback for what is not allowed.
+
+    Raises: SystemExit.
+    """
+    try:
+        main()
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f"error: {one_line(error)}") from None
 
 
 _HINT: Final = " (--debug shows where)"

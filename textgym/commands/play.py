@@ -136,7 +136,7 @@ class _Game:
         if not line:
             # The end of the input ends the answer too: a script need not know the stop token.
             return [vocabulary.stop_ids[0]] if vocabulary.stop_ids else None
-        if line.isdecimal() and 1 <= int(line) <= len(choices):
+        if line.isdecimal() and len(line) <= 9 and 1 <= int(line) <= len(choices):
             return [choices[int(line) - 1]]
         try:
             ids = vocabulary.codec.encode(line.removeprefix("="))

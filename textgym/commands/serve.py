@@ -42,6 +42,8 @@ class ServeFlags:
     """Options of the environment, as in max_new_tokens=20; values are JSON or text."""
 
     def __post_init__(self) -> None:
+        if not self.host.strip():  # which would be every address of this machine
+            raise ValueError(f"host={self.host!r}: allowed is an address, as 127.0.0.1")
         check_count("port", self.port, 0, 65535)
         check_count("sessions", self.sessions)
         check_count("max_bytes", self.max_bytes, 1, _FRAME // 2)

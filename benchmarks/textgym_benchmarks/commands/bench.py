@@ -132,9 +132,10 @@ def dry_run(suite: Suite, out: Path, flags: BenchFlags) -> None:
     console, engine = output(), make_engine(flags.engine, flags.workers, flags.address)
     kinds: dict[str, list[Cell]] = {}
     for cell in suite.cells:
-        if cell_result(cell_folder(out, cell)) is None:
+        result = cell_result(cell_folder(out, cell))
+        if result is None or (flags.retry_failed and result["status"] == "failed"):
             kinds.setdefault(replace(cell, seed=0).key, []).append(cell)
-    left = f"{sum(map(len, kinds.values()))} without a result"
+    left = f"{sum(map(len, kinds.values()))} {'to run' if flags.retry_failed else 'without a result'}"
     console.print(f"{len(suite.cells)} cells, {left}; a short piece of each kind is measured", markup=False)
     evaluation = asdict(suite.evaluation)
     jobs = [Job(key, PROBE, {"cell": cells[0].to_json(), "evaluation": evaluation}) for key, cells in kinds.items()]

@@ -53,7 +53,7 @@ def is_of_kind(page: Path, kind: str) -> bool:
 
 
 def write_folder(folder: Path, contents: Mapping[str, str | bytes], kind: str) -> None:
-    """Write pages and what belongs to them; each file is replaced at once, the index last.
+    """Write pages and what belongs to them, each file at once, the index last; remove what older pages stand beside.
 
     Args:
         folder, kind: as `check_folder` takes them.
@@ -67,6 +67,10 @@ def write_folder(folder: Path, contents: Mapping[str, str | bytes], kind: str) -
             _write(folder / "index.html", _UNFINISHED.format(generator=generator(kind)))
         for name in sorted(contents, key=lambda name: name == "index.html"):
             _write(folder / name, contents[name])
+        for place in {(folder / name).parent for name in contents} - {folder}:
+            for page in place.glob("*.html"):  # of what is no longer shown
+                if page.relative_to(folder).as_posix() not in contents and is_of_kind(page, kind):
+                    page.unlink()
 
 
 def _write(path: Path, content: str | bytes) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tyro
 
+from textgym.commands.console import script
 from textgym.files import write_text
 from textgym_benchmarks.pages import markdown
 from textgym_benchmarks.results.store import load_results, suite_summary
@@ -73,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

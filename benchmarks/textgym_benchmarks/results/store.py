@@ -13,6 +13,7 @@ import tyro
 from textgym_agents.training.folder import RunFolder
 
 from textgym.checks import JsonObject
+from textgym.commands.console import script
 from textgym.files import make_folder, plain, read_json, write_text
 from textgym_benchmarks.results.format import FORMAT, check_result, check_suite
 from textgym_benchmarks.results.rows import read_run, so_far
@@ -217,7 +218,7 @@ def _split(path: Path, suite: JsonObject) -> str:
     for run in (path, path / "run"):  # of `textgym train`, or a cell's
         if not suite and (run / "config.json").is_file():
             suite = {"evaluation": RunFolder(run).config()}
-    return str(suite.get("evaluation", {}).get("split", "eval"))
+    return str((suite.get("evaluation") or {}).get("split", "eval"))
 
 
 def export_results(results: Iterable[Result], path: str | Path, suite: Mapping[str, Any] | None = None) -> None:
@@ -287,4 +288,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

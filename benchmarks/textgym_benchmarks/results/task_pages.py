@@ -16,6 +16,7 @@ from typing import Any, Final
 import gymnasium as gym
 import tyro
 
+from textgym.commands.console import script
 from textgym.files import make_folder, write_text
 from textgym.registry import TASKS, TaskEntry
 from textgym_benchmarks.pages import markdown
@@ -148,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

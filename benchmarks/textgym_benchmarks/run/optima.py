@@ -26,6 +26,7 @@ from textgym_agents.training.measures import optimum_summary, proposals_of
 from tyro.conf import Positional
 
 from textgym.checks import Floats, JsonObject
+from textgym.commands.console import script
 from textgym.estimates import RESAMPLES, Samples, draw_samples, read_samples, write_samples
 from textgym.files import make_folder, plain, write_json
 from textgym.lm.reference import Reference
@@ -264,4 +265,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

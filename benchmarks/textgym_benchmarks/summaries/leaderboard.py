@@ -92,13 +92,13 @@ class AgentRow(Costs):
     """An agent over all problems. Scores are optimality clipped at `FLOOR`; intervals are of 95%.
 
     Attributes:
-        agent: its name. rank: from 1, by `common`; None for an agent that was not given all the problems that are
-            compared (`comparison`), or has no score.
+        agent: its name. rank: from 1, by `common`, shared by equal ones; None for an agent that was not given all the
+            problems that are compared (`comparison`), or has no score.
         iqm, mean, median, optimality_gap: over the problems that the agent has a score on: `tasks` of `of_tasks`.
         common: the interquartile mean over the problems that every ranked agent was given; None for the others.
         common_with_failures: the same with every failed run counted as `FLOOR`.
         over_reference: P(a run scores above 0, which is the reference's score by definition).
-        over_best: P(a run beats a run of the agent of rank 1); None for that agent.
+        over_best: P(a run beats a run of the first agent of rank 1); None for that agent.
         to_half, to_nine_tenths: what it took to reach an optimality of 0.5 and 0.9.
     """
 
@@ -122,18 +122,20 @@ def leaderboard(grid: Grid, seed: int) -> list[AgentRow]:
     rows = [_row(grid, agent, seed, compared.problems if agent in compared.agents else None) for agent in grid.agents]
     rows.sort(key=_place)
     best = None if _score(rows[0]) is None else rows[0].agent
+    scores = [score for row in rows if (score := _score(row)) is not None]
     return [
         replace(
             row,
-            rank=None if _score(row) is None else place,
+            rank=None if (own := _score(row)) is None else 1 + sum(score > own for score in scores),
             over_best=None if best in (None, row.agent) else _over(grid, row.agent, best, seed),
         )
-        for place, row in enumerate(rows, start=1)
+        for row in rows
     ]
 
 
 def _score(row: AgentRow) -> float | None:
-    return None if row.common is None else row.common.value
+    """What decides about ranks: differences that only the order of a sum makes are none."""
+    return None if row.common is None or row.common.value is None else round(row.common.value, 9)
 
 
 def _place(row: AgentRow) -> tuple[bool, float, bool, float, str]:

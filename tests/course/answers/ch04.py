@@ -155,6 +155,12 @@ def greedy_policy__wrong3(action_values):
     return action_values.argmax(axis=1)
 
 
+def greedy_policy__wrong4(action_values):
+    """pi: as many winners in every state as in the first"""
+    best = action_values == action_values.max(axis=1, keepdims=True)
+    return best / best[0].sum()
+
+
 def performance_difference__right1(passing, steps, policy, advantages, gamma):
     total = 0.0
     for state in range(len(steps)):

@@ -31,6 +31,16 @@ def q_update__wrong3(q, s, a, r, s_next, ended, alpha, gamma):
     return q[s, a] + alpha * (r + (0 if ended else gamma * q[s_next].max()))
 
 
+def q_update__wrong4(q, s, a, r, s_next, ended, alpha, gamma):
+    """Q(s, a): the row of the action, not of the next state"""
+    return q[s, a] + alpha * (r + (0 if ended else gamma * q[a].max()) - q[s, a])
+
+
+def q_update__wrong5(q, s, a, r, s_next, ended, alpha, gamma):
+    """Q(s, a): an end is worth 1"""
+    return q[s, a] + alpha * ((1.0 if ended else r + gamma * q[s_next].max()) - q[s, a])
+
+
 def epsilon_greedy__right1(q, epsilon):
     winners = [i for i, value in enumerate(q) if value == max(q)]
     return [epsilon / len(q) + (1 - epsilon) / len(winners) * (i in winners) for i in range(len(q))]

@@ -138,6 +138,16 @@ def calibration_error__wrong3(margins, edges):
     return (1 / (1 + np.exp(-abs(margins))) - (margins > 0)).mean()
 
 
+def calibration_error__wrong4(margins, edges):
+    """ECE: a pair of confidence 1 falls out of the last bin"""
+    sure, total = 1 / (1 + np.exp(-abs(margins))), 0.0
+    for low, high in pairwise(edges):
+        inside = (sure >= low) & (sure < high)
+        if inside.any():
+            total += inside.sum() * abs(sure[inside].mean() - (margins[inside] > 0).mean())
+    return total / len(margins)
+
+
 def margin_with_flips__right1(margin, flips):
     odds = math.exp(margin)
     return math.log(((1 - flips) * odds + flips) / ((1 - flips) + flips * odds))

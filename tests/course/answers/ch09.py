@@ -122,6 +122,13 @@ def soft_induction__wrong4(first, second, returns, beta):
     return beta * np.log(weights.sum()), weights / weights.sum()
 
 
+def soft_induction__wrong5(first, second, returns, beta):
+    """V*: the sum over the first word"""
+    after = beta * np.log((second * np.exp(returns / beta)).sum(axis=0))
+    weights = first * np.exp(after / beta)
+    return beta * np.log(weights.sum()), weights / weights.sum()
+
+
 def kl_estimates__right1(log_policy, log_reference):
     l = [p - q for p, q in zip(log_policy, log_reference, strict=True)]  # noqa: E741
     n = len(l)

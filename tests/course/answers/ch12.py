@@ -38,6 +38,11 @@ def tempered_log_probs__wrong4(logits, temperature):
     return torch.tensor(logits / temperature).softmax(-1)
 
 
+def tempered_log_probs__wrong5(logits, temperature):
+    """log pi: every row over the sum of the first"""
+    return logits / temperature - np.log(np.exp(logits[0] / temperature).sum())
+
+
 def action_mask__right1(tokens, lengths, pad):
     return [[t < n for t in range(tokens.shape[1])] for n in lengths]
 

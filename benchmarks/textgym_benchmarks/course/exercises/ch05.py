@@ -17,8 +17,9 @@ def _updates() -> list[Case]:
     # s, a, r, s', ended, alpha, gamma, and the new value by hand
     given = [
         (0, 1, 0.5, 1, False, 0.5, 0.9, 1.65),  # target 0.5 + 0.9 * 2 = 2.3; 1 + (2.3 - 1) / 2
-        (1, 0, 1.0, 2, True, 0.25, 0.9, 1.75),  # target 1, nothing after the end
+        (1, 0, 0.5, 2, True, 0.25, 0.9, 1.625),  # target 0.5, nothing after the end: 2 + (0.5 - 2) / 4
         (2, 0, -1.0, 0, False, 1.0, 1.0, 0.0),  # target -1 + 1
+        (0, 0, 0.5, 2, False, 0.5, 0.9, 0.475),  # target 0.5 + 0.9 * 0.5 = 0.95
     ]
     cases = []
     for s, a, r, later, ended, alpha, gamma, right in given:

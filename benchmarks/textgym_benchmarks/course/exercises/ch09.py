@@ -59,6 +59,12 @@ def _soft_induction() -> list[Case]:
         right = {"V*": found.objective, "pi*": np.exp(found.log_policy[0])}
         said = f"the texts of two words of TwoModes, beta {beta}"
         cases.append(Case(said, (first, second, returns, beta), right))
+    # Of TwoModes words 1 and 2 change places freely. Here they do not: the tilted probabilities of whole texts.
+    first, second = np.array([0.5, 0.3, 0.2]), np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
+    returns = np.array([[0.0, 1.0, 0.5], [0.2, 0.0, 0.0], [1.0, 0.0, 0.3]])
+    texts = first[:, None] * second * np.exp(returns / 0.5)
+    right = {"V*": 0.5 * np.log(texts.sum()), "pi*": texts.sum(axis=1) / texts.sum()}
+    cases.append(Case("nine texts of two words, beta 0.5", (first, second, returns, 0.5), right))
     return cases
 
 

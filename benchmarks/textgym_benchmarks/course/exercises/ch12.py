@@ -19,12 +19,15 @@ def _real(lengths: Ints, width: int) -> Bools:
 
 def _tempered_log_probs() -> list[Case]:
     # By hand: logits log 1, log 2, log 4 at temperature 1/2 are odds of 1 : 4 : 16, at 2 of 1 : sqrt 2 : 2.
-    logits = np.log([[1.0, 2.0, 4.0], [4.0, 1.0, 2.0]])
-    odds = {0.5: [1.0, 4.0, 16.0], 2.0: [1.0, np.sqrt(2), 2.0], 1.0: [1.0, 2.0, 4.0]}
-    cases, said = [], "logits log [[1, 2, 4], [4, 1, 2]]"
+    logits = np.log([[1.0, 2.0, 4.0], [4.0, 1.0, 5.0]])
+    odds = {
+        0.5: [[1.0, 4.0, 16.0], [16.0, 1.0, 25.0]],
+        2.0: [[1.0, np.sqrt(2), 2.0], [2.0, 1.0, np.sqrt(5)]],
+        1.0: [[1.0, 2.0, 4.0], [4.0, 1.0, 5.0]],
+    }
+    cases, said = [], "logits log [[1, 2, 4], [4, 1, 5]]"
     for temperature, own in odds.items():
-        first = np.log(np.array(own) / sum(own))
-        right = np.stack([first, np.roll(first, 1)])
+        right = np.log([np.array(row) / sum(row) for row in own])
         cases.append(Case(f"{said}, temperature {temperature}", (logits, temperature), {"log pi": right}))
     return cases
 

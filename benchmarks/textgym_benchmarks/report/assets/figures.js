@@ -5,7 +5,8 @@
   const narrow = matchMedia("(max-width: 640px)");
 
   const safe = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-  const figure = (value) => (value === null || value === undefined ? "–" : Number(value.toPrecision(3)).toLocaleString("en").replace("-", "−"));
+  const digits = (value) => (Number.isInteger(value) ? {} : { maximumSignificantDigits: 3 });
+  const figure = (value) => (value === null || value === undefined ? "–" : value.toLocaleString("en", digits(value)).replace("-", "−"));
   const faint = (colour, share) => colour.replace("rgb(", "rgba(").replace(")", `, ${share})`);
   const short = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
   const small = () => (narrow.matches ? 14 : 13);
@@ -239,22 +240,23 @@
   function throughput(chart, settings, colours) {
     const entries = shownOf(data.throughput, settings).filter((entry) => entry.total > 0).reverse(); // who does not learn has no speed
     const names = entries.map((entry) => safe(short(data.agents[entry.agent].name, narrow.matches ? 16 : 48)));
+    const rows = entries.map((entry) => String(entry.agent)); // two long names may be cut to one
     const rates = entries.flatMap((entry) => [entry.total, ...entry.problems.map((one) => one.value)]).filter((rate) => rate > 0);
     const ends = [Math.floor(Math.log10(Math.min(...rates))), Math.ceil(Math.log10(Math.max(...rates)))]; // whole decades, so that both ends have a number
     const range = rates.length ? { range: [ends[0] - 0.05, Math.max(ends[1], ends[0] + 1) + 0.05] } : {};
     const dots = entries.map((entry, i) => ({
-      type: "scatter", mode: "markers", x: entry.problems.map((one) => one.value), y: entry.problems.map(() => names[i]),
+      type: "scatter", mode: "markers", x: entry.problems.map((one) => one.value), y: entry.problems.map(() => rows[i]),
       marker: { color: faint(colours.series[entry.agent], 0.45), size: 6 }, hoverinfo: "text",
       text: entry.problems.map((one) => `${names[i]} on ${safe(data.problems[one.problem].label)}<br>${figure(one.value)} tokens/s`),
     }));
     const totals = entries.map((entry, i) => ({
-      type: "scatter", mode: "markers", x: [entry.total], y: [names[i]],
+      type: "scatter", mode: "markers", x: [entry.total], y: [rows[i]],
       marker: { color: colours.series[entry.agent], symbol: data.agents[entry.agent].symbol, size: 12, line: { color: colours.paper, width: 1.5 } },
       hoverinfo: "text", text: [`${names[i]}, all tasks<br>${figure(entry.total)} tokens/s`],
     }));
     return {
       data: [...dots, ...totals],
-      layout: layout(colours, { xaxis: axis(colours, "Tokens per CPU second", { type: "log", dtick: 1, ...range }), yaxis: axis(colours, "", { type: "category", categoryorder: "array", categoryarray: names, tickfont: { size: 14, color: colours.ink } }) }),
+      layout: layout(colours, { xaxis: axis(colours, "Tokens per CPU second", { type: "log", dtick: 1, ...range }), yaxis: axis(colours, "", { type: "category", categoryorder: "array", categoryarray: rows, tickvals: rows, ticktext: names, tickfont: { size: 14, color: colours.ink } }) }),
     };
   }
 
