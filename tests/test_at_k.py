@@ -145,3 +145,23 @@ def test_a_discount_makes_no_answer_wrong(gamma: float, shaped: bool) -> None:
         found[each] = at_k(task, play(make_reference(task), task, per_prompt=64), [1, 4])
     assert 0.2 < found[gamma]["avg"][1].mean < 0.9
     assert found[gamma] == found[1.0]
+
+
+def test_completions_that_all_agree_are_not_exact_and_the_interval_covers() -> None:
+    class Coin:
+        def log_probs(self, observation: Any) -> Any:
+            return np.tile(np.log([0.05, 0.475, 0.475]), (len(observation["input_ids"]), 1))
+
+    def is_a(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
+        return [float(text == "a") for text in completions]
+
+    task = make_task("Text", prompts=["a"], tokenizer=["a", "b", "c"], reward=is_a, max_new_tokens=1)
+    found = [at_k(task, play(Coin(), task, per_prompt=16, seed=seed), [1, 4]) for seed in range(100)]
+    none = [each for each in found if each["pass"][1].mean == 0]
+    assert len(none) > 30
+    assert not any(each["pass"][1].exact for each in found)
+    # The rule of three: 3 / 16 of the probability may be right, which four draws find with at most 12 / 16.
+    assert none[0]["pass"][1].high == 3 / 16
+    assert none[0]["pass"][4].high == 12 / 16
+    for k, truth in ((1, 0.05), (4, 1 - 0.95**4)):
+        assert sum(each["pass"][k].low <= truth <= each["pass"][k].high for each in found) >= 90

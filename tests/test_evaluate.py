@@ -331,3 +331,65 @@ def test_an_infinite_kl_to_a_prompt_that_is_never_drawn_counts_nothing():
     assert found.kl.mean == pytest.approx(30 * each)
     assert found.objective is not None
     assert found.optimality is not None
+
+
+class Told:
+    """A policy that says one row of numbers in every state."""
+
+    def __init__(self, row):
+        self.row = np.asarray(row, dtype=np.float64)
+
+    def log_probs(self, observation):
+        return np.tile(self.row, (len(observation["input_ids"]), 1))
+
+
+def long_task(tokens):
+    """A task that is solved where it is short, and sampled where it is long."""
+
+    def share(prompts, completions, **columns):
+        return [text.split().count("a") / tokens for text in completions]
+
+    words = ["a", "b", "c"]
+    return make_task("Text", prompts=["a"], tokenizer=words, reward=share, max_new_tokens=tokens, beta=0.5)
+
+
+@pytest.mark.parametrize("more", [0.0, 3.0, -3.0, 1000.0])
+def test_numbers_that_are_no_log_probabilities_yet_are_normalised_solved_or_sampled(more):
+    logits = np.array([-2.0, -1.0, -2.0])
+    probs = np.exp(logits) / np.exp(logits).sum()
+    kl = probs @ np.log(3 * probs)  # a token, against the uniform reference
+    for tokens, solved in ((6, True), (40, False)):
+        found = evaluate(Told(logits + more), long_task(tokens))
+        assert found.exact == solved
+        assert found.kl.mean == pytest.approx(tokens * kl)
+
+
+def test_proposals_may_be_off_by_a_constant():
+    task = long_task(40)
+    plain, shifted = (optimum_of(task, [Told(np.log([0.4, 0.3, 0.3]) + more)]).value for more in (0.0, 0.1))
+    assert [plain.mean, plain.low, plain.high] == pytest.approx([shifted.mean, shifted.low, shifted.high])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([np.nan] * 3, "policy: log_probs holds NaN"),
+        ([0.0, 0.0, np.inf], "policy: log_probs holds NaN or \\+inf"),
+        ([-np.inf] * 3, "or a row of -inf"),
+        ([0.0] * 7, r"policy: log_probs returned shape \(16, 7\), allowed is \(16, 3\)"),
+    ],
+)
+def test_bad_log_probabilities_are_refused_where_they_are_sampled(row, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(Told(row), long_task(40))
+    with pytest.raises(ValueError, match=message.replace("policy", "reference")):
+        play(Told([0.0] * 3), long_task(40), reference=Told(row))
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "x"])
+def test_a_bad_seed_is_named(task, seed):
+    for function in (play, evaluate):
+        with pytest.raises(ValueError, match=f"seed={seed!r}: allowed is an integer >= 0"):
+            function(UniformReference(np.ones(3, np.bool_)), task, seed=seed)
+    with pytest.raises(ValueError, match=f"seed={seed!r}: allowed is an integer >= 0"):
+        optimum_of(task, seed=seed)

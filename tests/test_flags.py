@@ -7,6 +7,7 @@ from typing import Annotated
 
 import pytest
 import tyro
+from cli_tools import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -164,3 +165,12 @@ def test_the_first_word_may_have_another_key(tmp_path):
     config = ["--config", str(tmp_path / "run.toml")]
     assert parse(Judge, config, "ope", first="data") == Judge("log.jsonl", "Copy-v0")
     assert parse(Judge, ["own.jsonl", *config], "ope", first="data") == Judge("own.jsonl", "Copy-v0")
+
+
+@pytest.mark.parametrize(
+    "words", [["solve", "Stop-v0", "--env", "split=eval"], ["regret", "Stop-v0", "--env", "num_envs=3"]]
+)
+def test_what_a_command_says_itself_is_no_option_of_the_environment(words, capsys):
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert f"--env '{words[-1]}': {words[-1].partition('=')[0]} is no option here" in err

@@ -165,6 +165,52 @@ def test_a_prompt_that_earns_the_maximum_throughout_is_known():
     assert got.value.high == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("rare", [0.002, 0.01])
+def test_what_was_never_drawn_is_in_the_interval_where_the_maximum_is_known(rare):
+    """One answer in 500 or 100 pays 1, another a little: effective samples are many, and know nothing of the first."""
+    reference = NGramReference(np.array([rare, 0.3, 0.7 - rare]))
+    pays = some_pay({"a": 1.0, "b": 0.02})
+    kwargs = {"prompts": ["a"], "tokenizer": ["a", "b", "c"], "max_new_tokens": 1, "reference": reference, "beta": 0.1}
+    task = make_task("Text", reward=pays, **kwargs)
+    exact = solve(task, split="eval").objective
+    found = [estimated(draw_samples(task, reference, each=128, seed=seed), 0.1, "eval", seed) for seed in range(40)]
+    known = [each for each in found if each.value is not None]
+    assert len(known) >= 8
+    assert all(each.value.low <= exact <= each.value.high for each in known)
+    assert all(each.improvable for each in known)
+    # By hand: nothing of pay 1 was drawn, and 3 / 128 of the probability may be.
+    blind = next(each for each in known if each.samples.returns.max() < 0.5)
+    mean = math.exp(blind.value.mean / 0.1)
+    assert blind.room == pytest.approx(0.1 * math.log(mean + 3 / 128 * math.exp(10)) - blind.value.mean)
+    # A trained policy has drawn it; where nobody says what is the most, nobody knows.
+    assert estimated(draw_samples(task, reference, [reference], each=64), 0.1, "eval").room == 0.0
+    silent = make_task("Text", reward=pays.__call__, **kwargs)
+    assert estimated(draw_samples(silent, reference, each=128), 0.1, "eval").room == 0.0
+
+
+def some_pay(pay):
+    class Pays:
+        name, maximum = "pays", 1.0
+
+        def __call__(self, prompts, completions, **columns):
+            return [pay.get(text, 0.0) for text in completions]
+
+    return Pays()
+
+
+def test_a_trained_policy_is_asked_where_the_optimum_is_far_from_the_reference():
+    def first(prompts, completions, **columns):
+        return [text.split().count("a") / 30 for text in completions]
+
+    def found(beta):
+        task = make_task("Text", prompts=["a"], tokenizer=["a", "b", "c"], reward=first, max_new_tokens=30, beta=beta)
+        return optimum_of(task)
+
+    near, far = found(0.5), found(0.1)
+    assert near.effective_samples > 64 > far.effective_samples > 30
+    assert (near.improvable, far.improvable) == (False, True)
+
+
 def test_samples_come_back_from_their_file(tmp_path):
     task = make_task("TwoModes")
     samples = draw_samples(task, make_reference(task), [UniformReference(task.vocabulary.allowed)], each=32)

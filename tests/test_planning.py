@@ -169,6 +169,30 @@ def test_bad_arguments_say_so():
         root.child(77)
 
 
+class Bad:
+    def __init__(self, table):
+        self.table = table
+
+    def log_probs(self, observation):
+        return self.table
+
+
+@pytest.mark.parametrize(
+    ("table", "error", "message"),
+    [
+        (None, TypeError, "by=.*gives no log-probabilities"),
+        (np.zeros((1, 2)), ValueError, r"by: log_probs returned shape \(1, 2\), allowed is \(1, "),
+        (np.full((1, 4), np.nan), ValueError, "by: log_probs holds NaN"),
+        (np.full((1, 4), np.inf), ValueError, "by: log_probs holds NaN or \\+inf"),
+    ],
+)
+def test_bad_log_probabilities_say_so(table, error, message):
+    env = TokenEnv(small_task())
+    env.reset(seed=0)
+    with pytest.raises(error, match=message):
+        Tree(env).root.best(1, Bad(table))
+
+
 def test_a_solution_of_another_split_knows_no_prompt_of_this_one():
     env = TokenEnv(make_task("Copy", difficulty=2))  # of the split "train"
     solution = solve(env.task, split="eval")

@@ -319,7 +319,8 @@ def at_k(task: Task, episodes: PromptEpisodes, ks: Sequence[int], right: float |
     Each is what k of the n are worth on average over all ways to draw them: the share of right ones (the same for every
     k), whether any is right, and whether the answer that most of them give is right, where ties are broken at random.
     Answers are the same where they mark the same final answer, compared as numbers where they are numbers. Intervals
-    are normal ones, with the jackknife's variance over the completions of each prompt; NaN for one completion.
+    are normal ones, with the jackknife's variance over the completions of each prompt; NaN for one completion. Where
+    those of each prompt all agree the rule of three takes its place: 3 / n of their probability may be another.
 
     Args:
         episodes: of `play` or an `EvaluationResult`; n completions a prompt.
@@ -348,6 +349,7 @@ def at_k(task: Task, episodes: PromptEpisodes, ks: Sequence[int], right: float |
         table = np.array(each)  # (P, 3, 2): values and their variances
         means, widths = episodes.weights @ table[..., 0], 1.96 * np.sqrt(episodes.weights**2 @ table[..., 1])
         for name, mean, width in zip(found, means.tolist(), widths.tolist(), strict=True):
+            width = width or min(1.0, 3.0 * k * episodes.weights.max() / count)
             low, high = np.clip([mean - width, mean + width], 0.0, 1.0).tolist()
             found[name][k] = Estimate(mean, low, high)
     return found

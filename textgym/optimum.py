@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -12,8 +13,8 @@ from typing import Final
 
 import numpy as np
 
-from textgym.checks import Floats, JsonObject
-from textgym.estimates import RESAMPLES, Estimate, Samples, draw_samples, interval, read_samples, tilt
+from textgym.checks import Floats, JsonObject, check_count
+from textgym.estimates import RESAMPLES, Estimate, Samples, Tilt, draw_samples, interval, read_samples, tilt
 from textgym.lm.reference import Reference
 from textgym.render import html_table
 from textgym.rewards.scorer import scorers_restored
@@ -27,7 +28,7 @@ FOLDER: Final = Path(__file__).parent / "tasks" / "optima"
 ENOUGH = 10
 """Effective samples a prompt below which an estimate of J* is not shown."""
 WELL_KNOWN = 30
-"""Effective samples a prompt from which trained policies need not be sampled as well."""
+"""Effective samples a prompt below which an estimate of J* is said to rest on few."""
 MAX_MASKED = 50_000
 """States up to which a task with a mask is solved here: it has to be asked in every one of them."""
 UNSEEN = 0.1
@@ -39,7 +40,8 @@ class Optimum:
     """The ends of the scale that policies are measured on: J* of a task, and J of its reference.
 
     Attributes:
-        value: J*, reward units; None where it is not known.
+        value: J*, reward units; None where it is not known. Its interval is of what the samples found: completions
+            that no policy drew can raise J* beyond it, unless the reward declares its `maximum`.
         reference: J of the reference; None where nothing was sampled.
         beta: reward units per nat. split: whose prompts.
         replicates: (R, 2) bootstrap replicates of the reference's J and of J*, drawn together; all the same where
@@ -49,6 +51,7 @@ class Optimum:
         unknown: why J* is not known; "" where it is.
         solution: V*, Q* and pi*, where the task was solved. samples: those that J* was estimated from.
         committed: whether these samples came with the package.
+        room: how much higher J* may be, with 95%, for what the reference did not draw; reward units, in the interval.
     """
 
     value: Estimate | None
@@ -61,11 +64,26 @@ class Optimum:
     solution: Solution | None = field(default=None, repr=False)
     samples: Samples | None = field(default=None, repr=False)
     committed: bool = False
+    room: float = 0.0
 
     @property
     def exact(self) -> bool:
         """Whether it was solved, not estimated."""
         return self.solution is not None
+
+    @property
+    def improvable(self) -> bool:
+        """Whether a trained policy would tell more: the reference alone was sampled, and here.
+
+        Effective samples know nothing of what was never drawn. Where they are half of all, the optimum is near the
+        reference, and little can be missing, unless the reward's maximum leaves room.
+        """
+        if self.samples is None or self.committed or self.samples.policies > 1:
+            return False
+        if self.value is None or self.reference is None or self.effective_samples is None:
+            return True
+        few = self.effective_samples < max(WELL_KNOWN, self.samples.each / 2)
+        return few or self.room > 0.1 * (self.value.mean - self.reference.mean)
 
     def _repr_html_(self) -> str:
         samples = "none: it is exact" if self.exact else f"{self.effective_samples or 0:.0f}"
@@ -116,6 +134,7 @@ def optimum_of(
     Raises: ValueError for a beta out of range or a proposal without log-probabilities.
     """
     beta = check_beta(task, beta)
+    check_count("seed", seed, 0)
     samples = None if reference is not None or not beta else committed_samples(task, split)
     if samples is not None:
         return replace(estimated(samples, beta, split), committed=True)
@@ -179,9 +198,25 @@ def estimated(samples: Samples, beta: float, split: str, seed: int = 0) -> Optim
     elif effective < ENOUGH:
         reason = f"{effective:.1f} effective samples a prompt, {ENOUGH} are needed"
     else:
-        value = interval(float(samples.weights @ found.values), found.replicates[:, 1])
-        return Optimum(value, reference, beta, split, found.replicates, effective, samples=samples)
+        room, replicates = _room(samples, found, beta), found.replicates.copy()
+        replicates[1::2, 1] += room
+        value = interval(float(samples.weights @ found.values), replicates[:, 1])
+        return Optimum(value, reference, beta, split, replicates, effective, samples=samples, room=room)
     return Optimum(None, reference, beta, split, effective_samples=effective, unknown=reason, samples=samples)
+
+
+def _room(samples: Samples, found: Tilt, beta: float) -> float:
+    """Return how much higher J* may be, with 95%, where all that the reference has not drawn earns the maximum.
+
+    n completions of each prompt leave undrawn, with 95%, no more probability than 3 / n of all prompts together. Nobody
+    knows without a `maximum`, or with proposals: 0. What `Tilt.unseen` counts is in its replicates.
+    """
+    if samples.maximum is None or samples.policies > 1:
+        return 0.0
+    share = math.log(3.0 / (samples.each * len(found.values)))
+    raised = beta * np.logaddexp(found.values / beta, samples.maximum / beta + share)
+    more = np.maximum(np.minimum(raised, samples.maximum) - found.values, 0.0)
+    return float(more @ np.where(found.unseen, 0.0, samples.weights))
 
 
 def optimality_of(objective: float, replicates: Floats, optimum: Optimum) -> Estimate | None:

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from textgym.checks import Bools, Floats, check_count
 from textgym.env import TokenEnv
 from textgym.episodes import Episodes
-from textgym.lm.reference import Observation, Reference, restricted
+from textgym.lm.reference import Observation, Reference, log_probs_of, restricted
 from textgym.rewards.scorer import scorers_restored
 from textgym.solver.solution import Solution
 from textgym.state import TokenState
@@ -167,7 +167,9 @@ class Tree:
         if isinstance(by, Solution):
             return [_optimal_values(by, parent, len(own)) for parent, own in zip(parents, families, strict=True)]
         if isinstance(by, Reference):
-            table = np.asarray(by.log_probs(self.observations(parents)), dtype=np.float64)
+            table = log_probs_of(by, self.observations(parents), self.task.vocabulary.size, "by").astype(np.float64)
+            if not (table < np.inf).all():
+                raise ValueError("by: log_probs holds NaN or +inf, allowed are numbers <= 0 and -inf")
             table = restricted(table, None if self.task.mask is None else self._masks(parents))
             return [table[i, [node.state.completion[-1] for node in own]] for i, own in enumerate(families)]
         if by is not None and not callable(by):
@@ -213,10 +215,10 @@ class Tree:
 
 def _optimal_values(solution: Solution, parent: Node, count: int) -> Floats:
     """Return Q* of the children of a state; the tree of the solver holds them in the same order."""
-    index, known = parent.state.prompt.index, solution.tree.task.encoded(solution.tree.split)
-    if index is None or index >= len(known) or known[index] != parent.state.prompt:
-        raise ValueError(f"by: the solution does not know prompt {parent.state.prompt.text!r:.80}")
-    depth, row = solution.tree.find(index, parent.state.completion, parent.state.environment)
+    try:
+        depth, row = solution.tree.place(parent.state)
+    except KeyError as error:
+        raise ValueError(f"by: the solution does not know {error.args[0]}") from error
     first = solution.tree.levels[depth].first
     return np.asarray(solution.action_values[depth][first[row] : first[row + 1]] if count else np.zeros(0))
 

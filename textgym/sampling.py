@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textgym.checks import MOST_ROWS, Bools, Floats, Ints, check_count, equal_parts
-from textgym.lm.reference import Observation, Reference, restricted
+from textgym.lm.reference import Observation, Reference, checked_shape, restricted
 from textgym.play import LogProbs, Turn, draw, play_batch
 from textgym.rewards.scorer import scorers_restored
 from textgym.task import Task
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 512  # rows that draw from one stream
 _AT_ONCE = 2**24  # log-probabilities of the rows that are played at once; about nine arrays of them are
+_ROUNDING = 1e-4  # by which probabilities of one state may miss 1
 _LOG = logging.getLogger(__name__)
 Arrays = dict[str, NDArray[Any]]
 
@@ -148,6 +149,7 @@ def play(
         log-probabilities.
     """
     check_count("per_prompt", per_prompt, 1, MOST_ROWS)
+    check_count("seed", seed, 0)
     prompts, policies, scorer = task.prompt_set(split), [policy, *others], task.scorer
     places, weights = np.arange(len(prompts.texts)), np.asarray(prompts.weights)
     if prompt_index is not None:
@@ -155,8 +157,9 @@ def play(
         weights = np.full(len(places), 1.0 / len(places))
     rows = np.repeat(places, per_prompt * len(policies))
     numbers = np.tile(np.repeat(np.arange(len(policies)), per_prompt), len(places))
+    never = np.flatnonzero(~task.vocabulary.allowed)
     writers = _Writers(
-        policies, reference, deterministic, np.random.default_rng([seed, 3]), np.flatnonzero(~task.vocabulary.allowed)
+        policies, reference, deterministic, np.random.default_rng([seed, 3]), never, task.vocabulary.size
     )
     before, tokens = scorer.failures.copy(), scorer.tokens
     readers: list[object] = [getattr(each, "policy", each) for each in (*policies, reference)]
@@ -213,6 +216,8 @@ class _Writers:
     generator: np.random.Generator
     others: Ints
     """Tokens that are never legal."""
+    size: int
+    """Of the vocabulary."""
 
     def start(self, numbers: Ints) -> None:
         """Begin a block; each row is written by the policy of that number."""
@@ -239,12 +244,12 @@ class _Writers:
         if len(tables) < len(asked):
             raise ValueError(f"policy, others: {list(self.policies)!r:.200}: each of several needs log-probabilities")
         rows = turn.rows
-        several = np.stack([self._legal(np.asarray(logs)[rows], turn.masks) for logs in tables])
+        several = np.stack([self._legal(logs, turn, "policy") for logs in tables])
         each = np.arange(len(rows))
         logs = several[0] if len(several) == 1 else several[self._numbers[rows], each]
         against = None
         if self.reference is not None:
-            against = self._legal(self.reference.log_probs(turn.observation)[rows], turn.masks)
+            against = self._legal(self.reference.log_probs(turn.observation), turn, "reference")
         if self.deterministic:
             # The policy that is played puts probability 1 on one token: no entropy, and KL = -log ref(a).
             tokens = np.asarray(logs.argmax(1))
@@ -261,12 +266,24 @@ class _Writers:
             self.log_probs[rows] += several[:, each, tokens].T
         return tokens
 
-    def _legal(self, logs: LogProbs, masks: Bools | None) -> LogProbs:
-        """Renormalise over the legal tokens, as the solver does; a policy of no others keeps its bits."""
+    def _legal(self, table: object, turn: Turn, argument: str) -> LogProbs:
+        """Renormalise the rows that run over the legal tokens, as the solver does; what is normal keeps its bits.
+
+        Raises: ValueError for another shape, NaN, +inf, or a row without any probability.
+        """
+        masks = turn.masks
+        logs: LogProbs = checked_shape(table, turn.observation, self.size, argument)[turn.rows]
         if masks is None and (logs[:, self.others] > -np.inf).any():
             masks = np.ones(logs.shape, dtype=np.bool_)
             masks[:, self.others] = False
-        return restricted(logs, masks)
+        logs = restricted(logs, masks)
+        with np.errstate(over="ignore", invalid="ignore"):
+            totals = np.exp(logs).sum(1)
+            if (off := ~(np.abs(totals - 1) <= _ROUNDING)).any():
+                logs[off] = restricted(logs[off], np.ones_like(logs[off], dtype=np.bool_))
+        if np.isnan(logs[off]).any() or not totals.all():
+            raise ValueError(f"{argument}: log_probs holds NaN or +inf, or a row of -inf; allowed are numbers <= 0")
+        return logs
 
     def _act(self, turn: Turn) -> Ints:
         self.kl[:], self.entropy[:] = np.nan, np.nan

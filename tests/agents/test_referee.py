@@ -353,3 +353,17 @@ class Places(torch.nn.Module):
 def test_the_reward_is_refereed_without_a_price():
     with pytest.raises(ValueError, match=r"beta=5\.0: .* allowed is 0"):
         samples_of(prefix_tree(small_task()), *shifted(), bigram(), beta=5.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"draws": 3}, "draws=3: allowed is an integer >= 8"),
+        ({"group": 1}, "group=1: allowed is an integer >= 2"),
+        ({"group": 2.5}, "group=2.5: allowed is an integer >= 2"),
+        ({"seed": -1}, "seed=-1: allowed is an integer >= 0"),
+    ],
+)
+def test_bad_numbers_are_named(samples, given, message):
+    with pytest.raises(ValueError, match=message):
+        referee(samples, **given)

@@ -24,8 +24,8 @@ from textgym_agents.exact.objective import (
 )
 from textgym_agents.lm.critic_free import Continuation, segment_advantages
 
-from textgym import TokenState, TokenVectorEnv
-from textgym.solver import policy_values, prefix_tree
+from textgym import TokenState, TokenVectorEnv, make_task
+from textgym.solver import policy_values, prefix_tree, solve
 
 
 def played(lengths, truncated=None):
@@ -220,6 +220,23 @@ def test_exact_values_are_those_of_the_environment_s_reward():
         agent._env = TokenVectorEnv(task, 2, autoreset_mode=AutoresetMode.DISABLED)
         want = policy_values(task, agent, agent.reference).prompt_objectives
         np.testing.assert_allclose(agent._values(states, task.beta), want, atol=1e-6)
+
+
+def test_exact_values_are_those_of_the_environment_s_split():
+    def pays_a(prompts, completions, **columns):
+        return [float(prompt == "a") for prompt in prompts]
+
+    words = {"prompts": ["a"], "eval_prompts": ["b"], "tokenizer": ["a", "b", "c", "<end>"], "stop": "<end>"}
+    task = make_task("Text", **words, reward=pays_a, max_new_tokens=2)
+    values = policy_values(prefix_tree(task, "train"), solve(task))
+    assert values_of(values, [TokenState(task.encoded("train")[0])]).tolist() == [1.0]
+    with pytest.raises(KeyError, match="prompt 'b': train has none like it"):
+        values_of(values, [TokenState(task.encoded("eval")[0])])
+    agent = small_agent(VinePPO, task, values="exact", stride=1)
+    for split, worth in (("train", 1.0), ("eval", 0.0)):
+        agent._env = TokenVectorEnv(task, 2, split=split, autoreset_mode=AutoresetMode.DISABLED)
+        found = agent._values([TokenState(task.encoded(split)[0])], 0.0)
+        assert found.tolist() == pytest.approx([worth], abs=1e-9)
 
 
 def test_completions_that_are_compared_have_no_values():

@@ -251,18 +251,20 @@ def _message(box: str, command: str) -> str:
     return f"{sentence}{meant} (textgym {command} --help shows the flags)"
 
 
-def env_options(words: Sequence[str], flag: str = "--env") -> JsonObject:
+def env_options(words: Sequence[str], flag: str = "--env", taken: Sequence[str] = ("num_envs",)) -> JsonObject:
     """Return `NAME=VALUE` words as keyword arguments; a value is read as JSON where it is JSON, else it is a text.
 
     The home folder takes the place of a `~` that a path starts with, as in prompts=~/prompts.txt: shells leave it.
 
-    Raises: UsageError for a word without "=" or without a name.
+    Args: taken: names that the command says itself. Raises: UsageError for these, a word without "=" or without a name.
     """
     options: JsonObject = {}
     for word in words:
         name, separator, value = word.partition("=")
         if not separator or not name.isidentifier():
             raise UsageError(f"{flag} {word!r}: allowed is NAME=VALUE, as in max_new_tokens=20")
+        if name in taken:
+            raise UsageError(f"{flag} {word!r}: {name} is no option here; allowed are those of the environment")
         try:
             options[name] = json_value(value)
         except ValueError:

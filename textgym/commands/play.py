@@ -53,7 +53,9 @@ def main(arguments: list[str]) -> None:
     """Run the command."""
     flags = parse(PlayFlags, arguments, "play")
     check_count("top", flags.top)
-    env = cast(TokenEnv, gym.make(find_id(flags.id), split=flags.split, **env_options(flags.env)).unwrapped)
+    env = cast(
+        TokenEnv, gym.make(find_id(flags.id), split=flags.split, **env_options(flags.env, taken=("split",))).unwrapped
+    )
     choice = {"prompt": flags.prompt, "prompt_index": flags.prompt_index}
     observation, _ = env.reset(
         seed=flags.seed, options={name: value for name, value in choice.items() if value is not None}

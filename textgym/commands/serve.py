@@ -52,7 +52,9 @@ class ServeFlags:
 def main(arguments: list[str]) -> None:
     """Run the command."""
     flags = parse(ServeFlags, arguments, "serve")
-    env = cast(TokenEnv, gym.make(find_id(flags.id), split=flags.split, **env_options(flags.env)).unwrapped)
+    env = cast(
+        TokenEnv, gym.make(find_id(flags.id), split=flags.split, **env_options(flags.env, taken=("split",))).unwrapped
+    )
     try:
         import uvicorn
     except ModuleNotFoundError as error:

@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> None:
     """Run the command."""
     flags = parse(SolveFlags, arguments, "solve")
     env_id = find_id(flags.id)
-    env = gym.make(env_id, split=flags.split, **env_options(flags.env))
+    env = gym.make(env_id, split=flags.split, **env_options(flags.env, taken=("split",)))
     solution = solve(env, beta=flags.beta, gamma=flags.gamma, max_states=flags.max_states)
     if flags.json:
         print(json.dumps(_report(env_id, solution, flags.completions), indent=2, allow_nan=False))

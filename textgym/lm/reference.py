@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,32 @@ class Reference(Protocol):
             observation: `input_ids` (B, L) int64 and `attention_mask` (B, L) int8, right-padded.
         Returns: (B, V) float, nats; -inf at tokens that are never chosen.
         """
+
+
+def log_probs_of(policy: object, observation: Observation, size: int, argument: str) -> NDArray[Any]:
+    """Return what a policy's, or a reference's, `log_probs` says of observations.
+
+    Args:
+        size: of the vocabulary, V.
+        argument: the policy's name in messages.
+    Returns: (B, V), whatever numbers are in it.
+    Raises: TypeError if it has no log-probabilities; ValueError for another shape.
+    """
+    method = getattr(policy, "log_probs", None)
+    table = None if method is None else method(observation)
+    if table is None:
+        raise TypeError(
+            f"{argument}={policy!r:.80} gives no log-probabilities; needed is log_probs(observation) -> (B, V)"
+        )
+    return checked_shape(table, observation, size, argument)
+
+
+def checked_shape(table: object, observation: Observation, size: int, argument: str) -> NDArray[Any]:
+    """Return log-probabilities as an array. Args: as `log_probs_of`. Raises: ValueError if it is not (B, V)."""
+    found, shape = np.asarray(table), (len(observation["input_ids"]), size)
+    if found.shape != shape:
+        raise ValueError(f"{argument}: log_probs returned shape {found.shape}, allowed is {shape}")
+    return found
 
 
 def restricted(log_probs: NDArray[Real], masks: Bools | None) -> NDArray[Real]:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textgym.checks import Bools, Floats, Ints
-from textgym.lm.reference import LogProbs, Observation
-from textgym.state import ENVIRONMENT, segment_ids
+from textgym.lm.reference import LogProbs, Observation, log_probs_of
+from textgym.state import ENVIRONMENT, TokenState, segment_ids
 from textgym.task import Task
 from textgym.turns import written_by
 
@@ -222,6 +222,13 @@ class PrefixTree:
                 row, depth = int((going if going.size else found)[0]), depth + 1
         return depth, row
 
+    def place(self, state: TokenState) -> tuple[int, int]:
+        """Return depth and row of a state. Raises: KeyError for another split's prompt; as `find`."""
+        index, known = state.prompt.index, self.task.encoded(self.split)
+        if index is None or index >= len(known) or known[index] != state.prompt:
+            raise KeyError(f"prompt {state.prompt.text!r:.80}: {self.split} has none like it")
+        return self.find(index, state.completion, state.environment)
+
     @cached_property
     def _prompt_ids(self) -> tuple[Ints, Ints]:
         """Prompts as right-padded ids (P, L), and their lengths (P,)."""
@@ -284,7 +291,7 @@ def edge_log_probs(tree: PrefixTree, policy: TokenPolicy, argument: str = "polic
                 place = (np.cumsum(own) - 1)[place[own[place]]]
                 rows = rows[own]
             if len(rows):
-                table = _ask(policy, tree.observations(depth, rows), tree.task.vocabulary.size, argument)
+                table = log_probs_of(policy, tree.observations(depth, rows), tree.task.vocabulary.size, argument)
                 logs[where] = table[place, tree.levels[depth + 1].action[where]]
         if np.isnan(logs).any() or (logs == np.inf).any():
             raise ValueError(f"{argument}: log_probs holds NaN or +inf, allowed are numbers <= 0 and -inf")
@@ -306,17 +313,3 @@ def log_sum(logs: Floats, level: Level) -> Floats:
     shift = np.where(np.isneginf(top), 0.0, top)
     with np.errstate(divide="ignore"):
         return np.asarray(shift + np.log(per_state(np.exp(logs - per_edge(shift, level)), level, np.add)))
-
-
-def _ask(policy: TokenPolicy, observation: Observation, size: int, argument: str) -> Floats:
-    method = getattr(policy, "log_probs", None)
-    table = None if method is None else method(observation)
-    if table is None:
-        raise TypeError(
-            f"{argument}={policy!r:.80} gives no log-probabilities; needed is log_probs(observation) -> (B, V)"
-        )
-    table = np.asarray(table)
-    shape = (len(observation["input_ids"]), size)
-    if table.shape != shape:
-        raise ValueError(f"{argument}: log_probs returned shape {table.shape}, allowed is {shape}")
-    return table

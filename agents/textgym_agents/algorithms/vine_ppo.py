@@ -91,7 +91,7 @@ class VinePPO(OnPolicyAgent):
         """Return V of n running states (n,), the KL of the state itself included, reward units at time 0."""
         task, before = self._env.task, self._env.task.scorer.tokens
         if self.config.values == "exact":
-            if self._tree is None or self._tree.task is not task:
+            if self._tree is None or (self._tree.task, self._tree.split) != (task, self._env.split):
                 self._tree = prefix_tree(self._env)
             return values_of(torch_values(self._tree, self.policy, self.reference, beta=beta)[1], states)
         writer = Continuation(task, self._env.split, self.policy, self.reference, self.config.kl, beta)

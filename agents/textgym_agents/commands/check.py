@@ -87,7 +87,7 @@ def _chosen(words: Sequence[str]) -> list[str] | None:
 
     chosen: list[str] = []
     for word in words:
-        same = [entry.name for entry in CHECKS if word.isdigit() and entry.statement == int(word)]
+        same = [entry.name for entry in CHECKS if word.isdecimal() and entry.statement == int(word)]
         chosen += same or [word]
     return chosen
 

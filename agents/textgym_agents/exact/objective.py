@@ -143,13 +143,8 @@ def torch_values(
 
 def values_of(values: PolicyValues, states: Sequence[TokenState]) -> Floats:
     """Return V of n states (n,), reward units at time 0. Raises: KeyError for one that the tree has not."""
-    found = []
-    for state in states:
-        if state.prompt.index is None:
-            raise KeyError(f"prompt {state.prompt.text!r:.80}: the split has none like it")
-        depth, row = values.tree.find(state.prompt.index, state.completion, state.environment)
-        found.append(values.values[depth][row])
-    return np.array(found)
+    places = map(values.tree.place, states)
+    return np.array([values.values[depth][row] for depth, row in places])
 
 
 def policy_gradient(

@@ -18,7 +18,7 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
-from textgym.checks import Floats, Ints
+from textgym.checks import Floats, Ints, check_count
 from textgym_agents.exact.estimators import Moments, compare, direct_weights, group_moments, kl_gradient
 from textgym_agents.exact.objective import to_go
 from textgym_agents.exact.samples import TwoPolicies
@@ -319,7 +319,10 @@ def referee(samples: TwoPolicies, group: int = 4, draws: int = 20_000, seed: int
     Args:
         group: completions of a prompt.
         draws: completions that are drawn by `seed` as a check of the sums, and groups where these are too many to sum.
+    Raises: ValueError for fewer than two completions a group, or two groups, or a seed below 0.
     """
+    check_count("draws", draws, 2 * check_count("group", group, 2))
+    check_count("seed", seed, 0)
     gradient, target = samples.current.gradient, kl_gradient(samples.current)
     drawn = np.random.default_rng([seed, 8]).choice(len(samples.mass), draws, p=samples.mass / samples.mass.sum())
     rows: list[Verdict] = []

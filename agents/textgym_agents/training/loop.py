@@ -29,7 +29,6 @@ from textgym_agents.training.measures import (
     evaluation_row,
     keep_optimum,
     kept_optimum,
-    needs_proposals,
     optimum_summary,
     proposals_of,
     sample_rows,
@@ -197,7 +196,7 @@ class Training:
             watcher.stage("working out the optimum")
             kept = kept_optimum(folder.path, self.task, settings.split, self.beta)
             self._optimum = kept or self._work_out()
-            self._unsettled = needs_proposals(self._optimum) and bool(proposals_of(self._agent, self.task))
+            self._unsettled = self._optimum.improvable and bool(proposals_of(self._agent, self.task))
             if not self._unsettled:
                 keep_optimum(folder.path, self.task, self._optimum)
         if not folder.metrics():

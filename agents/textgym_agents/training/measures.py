@@ -18,7 +18,7 @@ from textgym.checks import Floats, Ints, JsonObject
 from textgym.estimates import Estimate, read_samples, write_samples
 from textgym.evaluate import EvaluationResult
 from textgym.lm.reference import Reference
-from textgym.optimum import WELL_KNOWN, Optimum, belongs, estimated, fingerprint, optimum_of
+from textgym.optimum import Optimum, belongs, estimated, fingerprint, optimum_of
 from textgym.task import Task
 from textgym_agents.protocol import Agent, Metrics
 from textgym_agents.registry import load_agent
@@ -207,14 +207,6 @@ def to_evaluate(agent: Agent, name: str, env: TokenVectorEnv) -> Iterator[Agent]
 FILE = "optimum.safetensors"
 
 
-def needs_proposals(optimum: Optimum) -> bool:
-    """Return whether samples of a trained policy would tell more: J* was sampled here, and not from enough."""
-    samples = optimum.samples
-    if samples is None or optimum.committed or samples.policies > 1:
-        return False
-    return optimum.value is None or (optimum.effective_samples or 0.0) < WELL_KNOWN
-
-
 def unsettled(optimum: Optimum) -> Optimum:
     """Return an optimum without its J*, for evaluations before it is worked out."""
     return replace(optimum, value=None, unknown="it is worked out after learning")
@@ -268,5 +260,5 @@ def optimum_for(
         return kept
     work_out = partial(optimum_of, beta=beta, split=split, per_prompt=per_prompt, seed=seed)
     found = work_out(task, (), reference)
-    proposals = proposals_of(agent, task) if needs_proposals(found) else ()
+    proposals = proposals_of(agent, task) if found.improvable else ()
     return work_out(task, proposals, reference) if proposals else found

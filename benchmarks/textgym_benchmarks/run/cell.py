@@ -21,7 +21,6 @@ from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import SilentWatcher, Training, Watcher
 from textgym_agents.training.measures import (
     TrainResult,
-    needs_proposals,
     optimum_summary,
     sample_rows,
     spread,
@@ -88,7 +87,7 @@ def run_cell(
         optimum = _optimum(cell, plan, training, optima)
         result = training.run(folder / "run", watcher or SilentWatcher(), optimum)
     run = RunFolder(folder / "run")
-    if not (save or needs_proposals(optimum)):
+    if not (save or optimum.improvable):
         shutil.rmtree(run.checkpoint, ignore_errors=True)
     measures = _measures(cell, plan, run, result)
     if training.has_own_reference:

@@ -70,7 +70,7 @@ def _calibration_error() -> list[Case]:
         "200 margins and five bins": (rng.normal(0.7, 1.5, 200), np.linspace(0.5, 1, 6)),
         "30 margins, of which some bins are empty": (rng.normal(0.1, 0.3, 30), np.linspace(0.5, 1, 11)),
         "one bin": (rng.normal(1, 1, 50), np.array([0.5, 1.0])),
-        "margins 50, -0.5 and 1, of which one is sure": (np.array([50.0, -0.5, 1.0]), np.array([0.5, 1.0])),
+        "margins -50, -0.5 and 1, of which one is sure": (np.array([-50.0, -0.5, 1.0]), np.array([0.5, 1.0])),
     }
     return [Case(said, each, {"ECE": _error(*each)}) for said, each in given.items()]
 
