@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from agents.lora_tools import helpful_env, lora_config
 from agents.rlhf.fit_tools import Stops, pair_file, weights
 from cli_tools import run
 from textgym_agents import make_agent
-from textgym_agents.rlhf.settings import SFTSettings
+from textgym_agents.rlhf.settings import RewardModelSettings, SFTSettings
 from textgym_agents.rlhf.sft import train_sft
 
 from textgym.interrupts import TrainingInterrupted
@@ -77,3 +78,27 @@ def test_a_reward_model_with_lora_learns_and_loads_as_any_other(capsys, tmp_path
     assert model.score.weight.abs().max() > 0
     base = load_causal_lm(MODEL_PATH).model.layers[0].self_attn.q_proj.weight
     assert (model.model.layers[0].self_attn.q_proj.weight - base).abs().max() > 1e-5  # the head is not all that learned
+
+
+@pytest.mark.slow
+def test_every_layer_of_a_new_head_is_trained_beside_the_adapter(tmp_path):
+    from safetensors.numpy import load_file
+    from textgym_agents.rlhf.reward_model import train_reward_model
+    from transformers import RobertaConfig, RobertaModel
+
+    size = json.loads((MODEL_PATH / "config.json").read_text())["vocab_size"]
+    config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    RobertaModel(RobertaConfig(vocab_size=size, **config), add_pooling_layer=False).save_pretrained(tmp_path / "base")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(MODEL_PATH / name, tmp_path / "base" / name)
+    found = []
+    for number, rate in enumerate((1e-9, 1e-2)):
+        options = {"base": str(tmp_path / "base"), "batch": 8, "epochs": 1, "device": "cpu", "learning_rate": rate}
+        settings = RewardModelSettings(
+            pair_file(tmp_path / "pairs.jsonl", 16), **options, lora_rank=2, lora_targets="query,value"
+        )
+        train_reward_model(settings, tmp_path / f"run-{number}")
+        found.append(load_file(tmp_path / f"run-{number}" / "model" / "model.safetensors"))
+    moved = {name for name, tensor in found[0].items() if np.abs(tensor - found[1][name]).max() > 1e-4}
+    assert {"classifier.dense.weight", "classifier.dense.bias", "classifier.out_proj.weight"} <= moved
+    assert not [name for name in moved if "embeddings" in name]

@@ -30,7 +30,7 @@ def add_lora(model: PreTrainedModel, settings: LoRASettings, seed: int, head: nn
     Args:
         model: without an adapter. settings: rank, alpha and targets.
         seed: of the adapter's first matrices, the second are 0; no global random state is touched.
-        head: a layer that is trained whole beside the adapter, such as that of a reward model; without an adapter.
+        head: layers that are trained whole beside the adapter, such as those of a reward model; without an adapter.
     Returns: PEFT's model around it. The adapter's parameters are float32.
     Raises: ValueError if the model has no such layers, or one of them shares its weights with another layer: merged, an
         adapter's change would be in both.
@@ -40,7 +40,8 @@ def add_lora(model: PreTrainedModel, settings: LoRASettings, seed: int, head: nn
 
     refuse_encoder_decoder(model, f"lora_rank={settings.lora_rank}")
     names = settings.target_names()
-    left_out = [name for name, module in model.named_modules() if module is head]
+    whole = set() if head is None else {*head.modules()}
+    left_out = [name for name, module in model.named_modules() if module in whole]
     config = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,

@@ -191,9 +191,10 @@ def base_name(base: str) -> str:
     return str(MODEL_PATH) if base == "builtin" else base
 
 
-def load_base_lm(base: str) -> tuple[PreTrainedModel, Vocabulary]:
+def load_base_lm(base: str, chat: bool | str | None = None) -> tuple[PreTrainedModel, Vocabulary]:
     """Return a causal LM, and the vocabulary in which the environment shows its prompts.
 
+    Args: chat: the environment's option.
     Raises: ValueError if there is no such model, it is not causal, or there is no tokenizer with it.
     """
     name = base_name(base)
@@ -202,7 +203,8 @@ def load_base_lm(base: str) -> tuple[PreTrainedModel, Vocabulary]:
     model: PreTrainedModel = load_causal_lm(name)
     choose_backbone(model)
     tokenizer = name if Path(name).is_dir() else _hub_tokenizer(name)
-    return model, load_vocabulary(tokenizer, vocab_size=model.config.get_text_config().vocab_size, model=name)
+    logits = model.config.get_text_config().vocab_size
+    return model, load_vocabulary(tokenizer, vocab_size=logits, chat=chat, model=name)
 
 
 def prepared(
@@ -259,11 +261,14 @@ def freeze_first_layers(model: PreTrainedModel, layers: int) -> None:
     has = model.config.get_text_config().num_hidden_layers
     if not 0 <= layers <= has:
         raise ValueError(f"freeze={layers!r}: allowed is 0..{has}, the layers of the model")
-    if layers:
-        model.get_input_embeddings().requires_grad_(False)
+    if not layers:
+        return
+    for part in model.modules():
+        if isinstance(part, nn.Embedding):  # of tokens, positions and types
+            part.requires_grad_(False)
     for name, parameter in model.named_parameters():
         number = next((int(part) for part in name.split(".") if part.isdigit()), layers)
-        if number < layers:
+        if number < layers or "embed" in name:  # what scales and projects embeddings
             parameter.requires_grad_(False)
 
 

@@ -95,6 +95,7 @@ class Overoptimisation(StagedRun[OveroptimiseSettings]):
             data=str(data),
             base=str(base),
             epochs=self.settings.reward_model_epochs[self.settings.pairs.index(pairs)],
+            device=self.settings.ppo.device,
             seed=self.settings.ppo.seed,
         )
         train_reward_model(settings, folder, self.watcher, resume)
@@ -148,8 +149,8 @@ class Overoptimisation(StagedRun[OveroptimiseSettings]):
 
     def _spec(self, layers: int, pairs: int) -> JsonObject:
         folder = self.out / f"reward-model-{layers}-{pairs}" / "model"
-        stop_ids = list(self.task.vocabulary.stop_ids) or None
-        return {"name": "reward_model", "model": str(folder), "stop_ids": stop_ids}
+        stop_ids, device = list(self.task.vocabulary.stop_ids) or None, self.settings.ppo.device
+        return {"name": "reward_model", "model": str(folder), "stop_ids": stop_ids, "device": device}
 
     def _calibration(self, layers: int, pairs: int) -> dict[str, float]:
         found: dict[str, float] = read_json(self.out / "best-of-n" / "result.json")[f"{layers}-{pairs}"]

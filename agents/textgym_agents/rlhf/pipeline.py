@@ -71,8 +71,10 @@ class Pipeline(StagedRun[RLHFSettings]):
         settings = SFTSettings(
             data=plan.demonstrations or f"world:{self.base_task.name}",
             base=str(self.base),
-            demonstrations=plan.demonstration_count,
+            demonstrations=SFTSettings.demonstrations if plan.demonstrations else plan.demonstration_count,
             epochs=plan.sft_epochs,
+            chat=self.env_options.get("chat"),
+            device=plan.ppo.device,
             seed=plan.ppo.seed,
         )
         train_sft(settings, folder, self.watcher, resume)
@@ -111,6 +113,7 @@ class Pipeline(StagedRun[RLHFSettings]):
             base=str(self.out / SFT / "model"),
             epochs=plan.reward_model_epochs,
             members=plan.members,
+            device=plan.ppo.device,
             seed=plan.ppo.seed,
         )
         train_reward_model(settings, folder, self.watcher, resume)
@@ -151,8 +154,8 @@ class Pipeline(StagedRun[RLHFSettings]):
 
     def _reward_spec(self) -> JsonObject:
         models = sorted(str(path) for path in (self.out / REWARD_MODEL).glob("model*") if path.is_dir())
-        stop_ids = list(self.base_task.vocabulary.stop_ids)
-        return {"name": "reward_model", "model": models, "stop_ids": stop_ids or None}
+        stop_ids, device = list(self.base_task.vocabulary.stop_ids), self.settings.ppo.device
+        return {"name": "reward_model", "model": models, "stop_ids": stop_ids or None, "device": device}
 
     def _calibration(self) -> dict[str, float]:
         """Return what gives the proxy the mean and spread of gold over the answers that were ranked."""

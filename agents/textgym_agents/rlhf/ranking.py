@@ -230,6 +230,8 @@ def accuracy_interval(right: Floats, groups: Ints, seed: int) -> Estimate:
     Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, section 13.3 (percentile interval).
     """
     sums, counts = np.bincount(groups, weights=right), np.bincount(groups)
+    if len(sums) < 2:  # one group is no sample of groups
+        return Estimate(float(right.mean()), math.nan, math.nan)
     generator = np.random.default_rng([seed, 5])
     replicates = np.empty(RESAMPLES)
     for replicate in range(RESAMPLES):

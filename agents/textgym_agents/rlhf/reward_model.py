@@ -239,7 +239,7 @@ class _Ensemble:
     def _prepared(self, model: PreTrainedModel, member: int) -> tuple[PreTrainedModel, PreTrainedModel | None]:
         """Return a model ready to be trained, and PEFT's around it: see `prepared`. Its head is trained whole."""
         freeze_first_layers(model, self._settings.freeze)
-        head = [part for part in model.modules() if isinstance(part, nn.Linear) and part.out_features == 1][-1]
+        head = nn.ModuleList(part for part in model.children() if part is not model.base_model)
         return prepared(model, self._settings, self._seed(member), head)
 
     def _fit(self, member: int, model: PreTrainedModel) -> SupervisedTrainer[RankedRow]:

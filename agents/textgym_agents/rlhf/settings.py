@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from textgym.checks import MOST_ROWS, is_finite
 from textgym.preferences import check_temperature
-from textgym_agents.config import MOST, MOST_SEED, FitConfig, LMPPOConfig, integer, not_negative, require
+from textgym_agents.config import MOST, MOST_SEED, FitConfig, LMPPOConfig, integer, not_negative, only_with, require
 from textgym_agents.model_settings import LoRASettings
 
 RankingLoss = Literal["pairwise", "plackett_luce"]
@@ -34,8 +35,8 @@ class FitSettings(FitConfig, LoRASettings):
     """skip: leave out a row that cannot be used, and name it; stop: do nothing."""
     gradient_checkpointing: bool = False
     """Keep only the input of every layer and run the layers again for the gradient: less memory, a third more time."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, mps, or another device of torch, such as cuda:1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,10 +57,13 @@ class SFTSettings(FitSettings):
 
     demonstrations: int = 2000
     """How many to draw, where `data` is "world:..."."""
+    chat: bool | str | None = None
+    """How prompts are shown, as the option `chat` of Text: None: by the tokenizer's template, where it has one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         integer(self, "demonstrations", 1)
+        only_with(self, "demonstrations", self.data.startswith("world:"), "data='world:...'")
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,9 @@ class RewardModelSettings(FitSettings):
         not_negative(self, "centering")
         allowed = "None where loss is 'plackett_luce'"
         require("margin", self.margin, self.margin is None or self.loss == "pairwise", allowed)
+        require("margin", self.margin, self.margin is None or self.margin >= 0, "None or a finite number >= 0")
+        samples = self.reference_samples
+        require("reference_samples", samples, samples is None or bool(samples), "None or the path of a file of rows")
 
 
 def peak_learning_rate(settings: FitSettings, parameters: int) -> float:
@@ -138,6 +145,7 @@ class RLHFSettings:
     def __post_init__(self) -> None:
         for name in ("demonstration_count", "sft_epochs", "preferences", "reward_model_epochs", "members"):
             integer(self, name, 1)
+        only_with(self, "demonstration_count", self.demonstrations is None, "demonstrations of the built-in world")
         for name, least in (("best_of", 1), ("optimum_per_prompt", 1), ("candidates", 2), ("per_prompt", 2)):
             integer(self, name, least)
         integer(self, "episodes", 1, MOST)
@@ -176,10 +184,16 @@ class OveroptimiseSettings:
     """The settings of PPO; beta is set by `betas`."""
 
     def __post_init__(self) -> None:
-        for name, least in (("pairs", 1), ("layers", 1), ("betas", 0)):
+        for name in ("pairs", "layers", "reward_model_epochs"):
             values = getattr(self, name)
-            fits = bool(values) and len(set(values)) == len(values) and min(values) >= least
-            require(name, values, fits, f"one or more different numbers >= {least}")
+            fits = all(isinstance(value, int) and 1 <= value <= MOST_ROWS for value in values)
+            different = name == "reward_model_epochs" or len({*values}) == len(values)
+            require(
+                name, values, bool(values) and fits and different, f"one or more different integers in 1..{MOST_ROWS}"
+            )
+        fits = all(is_finite(beta) and beta >= 0 for beta in self.betas)
+        fits = fits and bool(self.betas) and len({*self.betas}) == len(self.betas)
+        require("betas", self.betas, fits, "one or more different finite numbers >= 0")
         check_temperature(self.noise, "noise")
         integer(self.ppo, "seed", 0, MOST_SEED)
         require("beta", self.ppo.beta, self.ppo.beta is None, "None: `betas` are the penalties of this PPO")

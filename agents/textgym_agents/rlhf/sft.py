@@ -76,7 +76,7 @@ def encode_demonstration(row: Demonstration, vocabulary: Vocabulary, max_length:
 def _train(settings: SFTSettings, out: Path, run: SupervisedRun) -> JsonObject:
     run.watcher.stage("reading the data")
     reading = read_data(settings)
-    model, vocabulary = load_base_lm(settings.base)
+    model, vocabulary = load_base_lm(settings.base, settings.chat)
     has_base = not is_peft(model)
     if settings.lora_rank is not None and is_peft(model):
         model = merged(model)

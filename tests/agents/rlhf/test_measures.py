@@ -152,3 +152,12 @@ def test_rankings_of_one_prompt_are_drawn_together():
     assert [often[end] for end in ends] == pytest.approx([once[end] for end in ends])
     apart = measure_rankings(scores * 10, tokens * 10)
     assert apart["accuracy_high"] - apart["accuracy_low"] < 0.5 * (once["accuracy_high"] - once["accuracy_low"])
+
+
+def test_one_prompt_has_an_accuracy_without_an_interval():
+    found = measure_rankings([[1.0, 0.0, -1.0], [2.0, 1.0]], [[3, 4, 5], [1, 2]], prompts=["a", "a"])
+    assert found["accuracy"] == 1.0
+    assert math.isnan(found["accuracy_low"])
+    assert math.isnan(found["accuracy_high"])
+    two = measure_rankings([[1.0, 0.0], [2.0, 1.0]], [[3, 4], [1, 2]], prompts=["a", "b"])
+    assert two["accuracy_low"] == 1.0

@@ -1,14 +1,19 @@
 """The whole of RLHF, and over-optimisation, in small: every stage runs, is skipped when complete, and is resumed."""
 
 import json
+import math
+import re
 from dataclasses import replace
 
 import pytest
 from textgym_agents.config import LMPPOConfig
+from textgym_agents.rlhf.inputs import load_base_lm
 from textgym_agents.rlhf.overoptimise import Overoptimisation, draw_overoptimisation
 from textgym_agents.rlhf.pipeline import PPO, PREFERENCES, REWARD_MODEL, SFT, Pipeline
 from textgym_agents.rlhf.runs import Stage, run_stages
 from textgym_agents.rlhf.settings import OveroptimiseSettings, RLHFSettings
+
+from textgym.world import MODEL_PATH
 
 HELPFUL = "textgym/Helpful-v0"
 PPO_CONFIG = LMPPOConfig(batch=32, minibatches=1, epochs=1, device="cpu")
@@ -107,6 +112,48 @@ def test_settings_out_of_range_are_named():
         OveroptimiseSettings(reward_model_epochs=(1,))
     with pytest.raises(ValueError, match=r"kl_target=0\.1: allowed is None: `betas` are the penalties"):
         OveroptimiseSettings(ppo=LMPPOConfig(kl_target=0.1))
+    with pytest.raises(ValueError, match="demonstration_count=7: allowed is 500 without"):
+        RLHFSettings(demonstrations="x.jsonl", demonstration_count=7)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"betas": (0.1, math.nan)}, "betas=(0.1, nan): allowed is one or more different finite numbers >= 0"),
+        ({"betas": (math.inf,)}, "betas=(inf,): allowed is"),
+        ({"betas": (0.1, 0.1)}, "betas=(0.1, 0.1): allowed is"),
+        ({"betas": (-0.1,)}, "betas=(-0.1,): allowed is"),
+        ({"layers": (1.5,)}, "layers=(1.5,): allowed is one or more different integers in 1.."),
+        ({"pairs": (100.5, 10), "reward_model_epochs": (1, 1)}, "pairs=(100.5, 10): allowed is"),
+        ({"pairs": (10**12,), "reward_model_epochs": (1,)}, "pairs=(1000000000000,): allowed is"),
+        ({"pairs": (10,), "reward_model_epochs": (1.5,)}, "reward_model_epochs=(1.5,): allowed is"),
+    ],
+)
+def test_each_of_several_numbers_is_checked(given, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        OveroptimiseSettings(**given)
+
+
+def test_every_stage_gets_the_device_and_reads_prompts_as_the_environment_shows_them(tmp_path, monkeypatch):
+    rows = [{"prompt": f"What is {number}?", "completion": "It is."} for number in range(4)]
+    (tmp_path / "demos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"prompts": [row["prompt"] for row in rows], "reference": str(MODEL_PATH), "reward": "length"}
+    options |= {"chat": "Question: {prompt} Answer:", "max_new_tokens": 8}
+    plan = replace(SMALL, demonstrations=str(tmp_path / "demos.jsonl"), demonstration_count=500, ppo=PPO_CONFIG)
+    pipeline = Pipeline("textgym/Text-v0", plan, tmp_path / "run", Notes(), options)
+    pipeline.prepare()
+    seen = {}
+    monkeypatch.setattr("textgym_agents.rlhf.pipeline.train_sft", lambda settings, *_: seen.update(sft=settings))
+    monkeypatch.setattr(
+        "textgym_agents.rlhf.pipeline.train_reward_model", lambda settings, *_: seen.update(rm=settings)
+    )
+    pipeline._fine_tune(tmp_path, False)
+    pipeline._fit_reward_model(tmp_path, False)
+    assert {seen["sft"].device, seen["rm"].device, pipeline._reward_spec()["device"]} == {"cpu"}
+    _, vocabulary = load_base_lm(seen["sft"].base, seen["sft"].chat)
+    prompt = rows[0]["prompt"]
+    assert vocabulary.encode_prompt(prompt) == pipeline.base_task.vocabulary.encode_prompt(prompt)
+    assert vocabulary.encode_prompt(prompt) != load_base_lm(seen["sft"].base)[1].encode_prompt(prompt)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Proxies of a gold reward: calibration, order, overrated answers, by hand."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from textgym_agents.rlhf.overoptimise import (
     pair_accuracy,
 )
 from textgym_agents.rlhf.ranking import calibrate
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, OPTConfig, OPTModel
 
 from textgym import make_task
 from textgym.lm.causal import load_causal_lm
@@ -120,3 +122,18 @@ def test_frozen_layers_do_not_learn():
     assert all(name.startswith(("model.layers.2.", "model.norm", "lm_head")) for name in learning)
     with pytest.raises(ValueError, match=r"freeze=4: allowed is 0\.\.3"):
         freeze_first_layers(model, 4)
+
+
+@pytest.mark.parametrize(("kind", "config"), [(GPT2Model, GPT2Config), (BertModel, BertConfig), (OPTModel, OPTConfig)])
+def test_all_embeddings_are_frozen_with_the_first_layers(kind, config):
+    size = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 16}
+    size |= {"word_embed_proj_dim": 8, "ffn_dim": 8} if kind is OPTModel else {}
+    model = kind(config(**size, intermediate_size=8, max_position_embeddings=16))
+    freeze_first_layers(model, 1)
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert not [name for name in learning if re.search(r"embed|wte|wpe", name)]
+    assert {name for name in learning if ".1." in name} == {
+        name for name, _ in model.named_parameters() if ".1." in name
+    }
+    assert not [name for name in learning if ".0." in name]
+    assert kind is BertModel or any("norm" in name or "ln_f" in name for name in learning)  # what comes last learns

@@ -27,7 +27,7 @@ from lm.tiny_rewards import save_chat_reward_model
 from textgym_agents.rlhf import reward_model as training
 from textgym_agents.rlhf.reward_model import PreferenceLoss, RankedRow, answer_scores, train_reward_model
 from textgym_agents.rlhf.runs import SupervisedRun
-from textgym_agents.rlhf.settings import RewardModelSettings
+from textgym_agents.rlhf.settings import RewardModelSettings, SFTSettings
 
 from textgym.interrupts import TrainingInterrupted
 from textgym.lm import scoring
@@ -126,6 +126,16 @@ def test_margins_and_plackett_luce_exclude_each_other():
         RewardModelSettings(data="x", loss="plackett_luce", margin=1.0)
     with pytest.raises(ValueError, match="plackett_luce"):
         RewardModelSettings(data="x", loss="listwise")
+
+
+def test_settings_that_nothing_uses_or_that_turn_the_meaning_round_are_named():
+    with pytest.raises(ValueError, match=r"margin=-1\.0: allowed is None or a finite number >= 0"):
+        RewardModelSettings(data="x", margin=-1.0)
+    with pytest.raises(ValueError, match="reference_samples='': allowed is None or the path"):
+        RewardModelSettings(data="x", reference_samples="")
+    with pytest.raises(ValueError, match="demonstrations=7: allowed is 2000 without data='world"):
+        SFTSettings(data="x.jsonl", demonstrations=7)
+    assert SFTSettings(data="world:Helpful", demonstrations=7).demonstrations == 7
 
 
 @pytest.mark.long
