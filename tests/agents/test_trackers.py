@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from textgym_agents.config import MeasureSettings
 from textgym_agents.training.folder import RunFolder
+from textgym_agents.training.trackers import Trackers
 
 from textgym.files import read_json
 
@@ -99,3 +102,13 @@ def test_trackers_are_checked_before_a_run_has_a_folder(monkeypatch):
     with pytest.raises(ValueError, match=r'wandb is not installed: pip install "textgym\[track\]"'):
         MeasureSettings(track="tensorboard,wandb")
     assert MeasureSettings().track == "tensorboard"  # which may be missing
+
+
+def test_numbers_of_numpy_are_logged_and_a_track_that_is_no_text_is_named():
+    logged = []
+    trackers = Trackers.__new__(Trackers)
+    trackers._open = [SimpleNamespace(name="wandb", log=lambda row, step: logged.append(row))]
+    trackers.log({"a": np.float32(1.5), "b": np.int64(3), "c": 2.0, "d": "text", "e": None}, 1)
+    assert logged == [{"a": 1.5, "b": 3, "c": 2.0}]
+    with pytest.raises(ValueError, match="track=None: allowed is a text"):
+        MeasureSettings(track=None)

@@ -218,3 +218,19 @@ def test_what_a_failed_batch_has_learned_of_texts_is_kept() -> None:
     Scorer(reward, "skip").score(["p"] * 3, ["a", "bb", "ccc"])
     assert learned.calls == 3
     assert reward.rewards["norm"].reward.count == 2
+
+
+@pytest.mark.parametrize("before", [1, 2, 3])
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_counts_of_several_processes_stay_what_they_were_among_others(before, after):
+    states = [{"scored": 10 + rank, "failures": {"nan": rank, "timeout": 1}, "reward": None} for rank in range(before)]
+    shares = []
+    for rank in range(after):
+        scorer = Scorer(returns(1.0))
+        scorer.load_shares(states, rank, after)
+        shares.append(scorer)
+    assert sum(share.scored for share in shares) == sum(state["scored"] for state in states)
+    for kind in ("nan", "timeout"):
+        assert sum(share.failures[kind] for share in shares) == sum(state["failures"][kind] for state in states)
+    if before == after:
+        assert [share.scored for share in shares] == [state["scored"] for state in states]

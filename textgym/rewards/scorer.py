@@ -140,6 +140,14 @@ class Scorer:
         self.failures = Counter(state["failures"])
         self._caller.load_state_dict(state["reward"])
 
+    def load_shares(self, states: Sequence[JsonObject], rank: int, world: int) -> None:
+        """Go on as one of `world` processes from the states of several, whose counts together stay what they were."""
+        self.load_state_dict(states[rank if len(states) == world else 0])
+        if len(states) != world:  # the first process takes all counts
+            own = states if rank == 0 else []
+            self.scored = sum(int(state["scored"]) for state in own)
+            self.failures = sum((Counter(state["failures"]) for state in own), Counter())
+
     @property
     def one_by_one(self) -> bool:
         """Whether a completion gets the same score whatever is scored with it, and was before it."""

@@ -181,8 +181,8 @@ class SavedLM(ABC):
         """See `Agent.load`. Learning continues as if it had not been interrupted."""
         task = env.unwrapped.task
         agent = read_saved(path, cls.name, lambda saved: cls._restored(saved, task), task)
-        if len(agent.scorers) == agent.devices.world:
-            task.scorer.load_state_dict(agent.scorers[agent.devices.rank])
+        states = agent.scorers or [task.scorer.state_dict()]
+        task.scorer.load_shares(states, agent.devices.rank, agent.devices.world)
         return agent
 
     @classmethod

@@ -16,6 +16,7 @@ from typing import Final
 from textgym_agents.training.evidence import (
     FEW,
     Row,
+    batch_of,
     best_few,
     error_of,
     half_width,
@@ -41,6 +42,7 @@ class Condition:
         check: what finds it. meaning: what the number says. advice: which setting to change.
         finite: metrics that have to be finite numbers, and that it names where they are not; the first of `needs`
             if none is given.
+        without: metrics of what would make the number mean something else; a run that has them is not judged.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Condition:
     meaning: str
     advice: str
     finite: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
 
 
 def beyond(name: str, limit: float, count: int = FEW) -> Check:
@@ -167,12 +170,13 @@ def entropy_collapse(rows: Sequence[Row]) -> float | None:
 def kl_fault(rows: Sequence[Row]) -> float | None:
     """Find a KL that cannot be one, or one that explodes, nats a sequence.
 
-    Below -0.1 it is no sampling error: of 64 sequences, log-ratios with a mean near 0 have one of under 0.05. Above 10,
-    a policy that chose the best of n samples of the reference would need 60,000 of them (log n - (n - 1) / n); it
-    explodes where it was a tenth of that five rows before, or does not pay.
+    Below -0.1 it is no sampling error: of 64 sequences, log-ratios with a mean near 0 have one of under 0.05; of fewer,
+    as many times more as the root of their number is less. Above 10, a policy that chose the best of n samples of the
+    reference would need 60,000 of them (log n - (n - 1) / n); it explodes where it was a tenth of that five rows
+    before, or does not pay.
     """
     kl, values = recent(rows, "objective/kl"), series(rows, "objective/kl")
-    if kl is None or kl < -0.1:
+    if kl is None or kl < -0.1 * max(1.0, math.sqrt(64 / max(batch_of(rows), 1.0))):
         return kl
     earlier = min(map(abs, values[-5:-FEW]), default=math.inf)
     return kl if kl > 10 and (kl > 10 * earlier or not pays(rows)) else None
@@ -204,7 +208,8 @@ def hacked(rows: Sequence[Row]) -> float | None:
     if not earlier:
         return None
     best = max(range(len(earlier)), key=earlier.__getitem__)
-    limit = NormalDist().inv_cdf(1 - 0.002 / (len(earlier) * (len(earlier) + 1)))
+    compared = max(len(earlier), int(known[-1].get("doctor/golds", 0)) - 2 * count + 1)  # rows may have been left out
+    limit = NormalDist().inv_cdf(1 - 0.002 / (compared * (compared + 1)))
     change, fallen = moved(known, "eval/gold", best, count)
     return -change if fallen < -limit and moved(known, proxy, best, count)[1] > 1.96 else None
 
@@ -212,15 +217,17 @@ def hacked(rows: Sequence[Row]) -> float | None:
 def length_drift(rows: Sequence[Row]) -> float | None:
     """Find answers that have become half as long again, or a third shorter, within ten rows, and J no better with it.
 
-    Where J rose between the same rows, by two standard errors of the difference, the task asks for the length. What J
-    loses while answers stay as long as they are has another cause.
+    The change has to be five of its errors, see `moved`: a few answers differ in length by themselves. Where J rose
+    between the same rows, by two standard errors of the difference, the task asks for the length. What J loses while
+    answers stay as long as they are has another cause.
     """
-    rows = [row for row in rows if "completion_length" in row and "objective/scores" in row][-10:]
+    rows = [row for row in rows if "completion_length" in row and "objective/scores" in row]
     lengths, now = series(rows, "completion_length"), objectives(rows[-FEW:])
-    for at in range(len(lengths) - 2 * FEW + 1):
+    for at in range(max(len(rows) - 10, 0), len(rows) - 2 * FEW + 1):
         change = fmean(lengths[-FEW:]) / max(fmean(lengths[at : at + FEW]), 1e-9)
-        gain = fmean(now) - fmean(objectives(rows[at : at + FEW]))
-        if not 2 / 3 <= change <= 1.5 and not gain > 2 * error_of(rows) * math.sqrt(2):
+        if 2 / 3 <= change <= 1.5 or abs(moved(rows, "completion_length", at, FEW)[1]) < 5:
+            continue
+        if not fmean(now) - fmean(objectives(rows[at : at + FEW])) > 2 * error_of(rows) * math.sqrt(2):
             return change
     return None
 
@@ -248,12 +255,15 @@ def _gap(rows: Sequence[Row], before: Row) -> float | None:
 
 
 def failing_reward(rows: Sequence[Row]) -> float | None:
-    """Find a reward that fails on one in a hundred completions of the last rows, or more."""
+    """Find a reward that fails on one in a hundred completions of the last rows, or more.
+
+    Failures of the texts that VinePPO writes on to value a state are not counted, so these texts are not either.
+    """
     known = [row for row in rows if "reward/failures" in row and "episode" in row][-FEW - 1 :]
     if len(known) < 2:
         return None
     failures, episodes = (known[-1][name] - known[0][name] for name in ("reward/failures", "episode"))
-    share = failures / max(episodes, 1.0)
+    share = failures / max(episodes - sum(series(known[1:], "vine/rollouts")), 1.0)
     return share if share >= 0.01 else None
 
 
@@ -371,6 +381,7 @@ CONDITIONS: Final = (
         held_out_gap,
         "reward gained on the prompts trained on, and not on held-out ones",
         "take more prompts, raise beta, stop earlier",
+        without=("curriculum/prompts",),  # then what prompts earn changes without any gain
     ),
     Condition(
         "reward failures",

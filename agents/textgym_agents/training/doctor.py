@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Final, SupportsFloat
@@ -138,7 +138,7 @@ class Diagnosis:
 
     Args:
         alarms: the times that it held, oldest first.
-        missing: the metrics for want of which it was never judged.
+        missing: the metrics for want of which it was not judged, or those that stand in the way.
         rows: how many have been seen.
     """
 
@@ -215,7 +215,7 @@ class Doctor:
 
     def __post_init__(self) -> None:
         self._rows: list[Row] = []
-        self._count = self._scored = self._varied = 0
+        self._count = self._scored = self._varied = self._golds = 0
         self._seen: set[str] = set()
         self._alarms: dict[str, list[Alarm]] = {condition.name: [] for condition in CONDITIONS}
         self._signs = {} if self.task is None else prompt_signs(self.task)
@@ -250,6 +250,9 @@ class Doctor:
             self._scored += 1
             self._varied += row["objective/scores_std"] > rounding([row])
             row |= {"doctor/scored": self._scored, "doctor/varied": self._varied}
+        if "eval/gold" in row:
+            self._golds += 1
+            row |= {"doctor/golds": self._golds}
         self._rows = _kept([*self._rows, row])
         self._seen |= numbers.keys()
         lines = []
@@ -269,7 +272,8 @@ class Doctor:
         ]
 
     def _missing(self, condition: Condition) -> tuple[str, ...]:
-        return tuple(name for name in condition.needs if name not in self._seen)
+        missing = tuple(name for name in condition.needs if name not in self._seen)
+        return missing or tuple(f"a run without {name}" for name in condition.without if name in self._seen)
 
     def _heard(self, condition: Condition, number: float, broken: str = "") -> list[str]:
         """Return a line where an alarm sets in; note that it lasts where it is not over."""
@@ -286,7 +290,7 @@ def _kept(rows: list[Row]) -> list[Row]:
     """Return the first few rows, the last ones, and of the others what conditions look back at.
 
     That is the first evaluation and the last ones, with the rows beside them; the last batch whose scores differed; and
-    the few at which J, or the reward where it is not known, was best.
+    the few at which J, or the reward where it is not known, was best, and those at which the gold reward was.
     """
     if len(rows) <= 4 * _RECENT:
         return rows
@@ -294,8 +298,13 @@ def _kept(rows: list[Row]) -> list[Row]:
     beside = {place + step for place in (*measured[:1], *measured[-_RECENT:]) for step in range(-FEW, 2)}
     varied = [place for place, row in enumerate(rows) if row.get("objective/scores_std", 0.0) > 0][-1:]
     name = next((each for each in _WORTH if any(each in row for row in rows)), _WORTH[-1])
-    known = [place for place, row in enumerate(rows) if name in row]
-    runs = (known[first : first + FEW] for first in range(len(known) - FEW + 1))
-    best = max(runs, key=lambda run: sum(rows[place][name] for place in run), default=[])
+    best = {*_best(rows, name, FEW), *_best(rows, "eval/gold", 1), *_best(rows, "eval/gold", FEW)}
     last = range(len(rows) - _RECENT, len(rows))
     return [rows[place] for place in sorted({*range(FEW), *beside, *varied, *best, *last} & {*range(len(rows))})]
+
+
+def _best(rows: Sequence[Row], name: str, count: int) -> Sequence[int]:
+    """Return the places of the `count` rows with a metric, one behind the other, in which it was best."""
+    known = [place for place, row in enumerate(rows) if name in row]
+    runs = (known[first : first + count] for first in range(len(known) - count + 1))
+    return max(runs, key=lambda run: sum(rows[place][name] for place in run), default=[])

@@ -29,17 +29,21 @@ def objectives(rows: Sequence[Row]) -> list[float]:
     return series(rows, "objective/rlhf_reward") or series(rows, "objective/scores")
 
 
+def batch_of(rows: Sequence[Row]) -> float:
+    """Return the episodes of a batch: the least between two rows, as others may be left out; infinite if unknown."""
+    batches = (after - before for before, after in pairwise(series(rows, "episode")) if after > before)
+    return min(batches, default=math.inf)
+
+
 def error_of(rows: Sequence[Row]) -> float:
     """Return the standard error of the mean score of `FEW` batches; a thousandth of the largest score at least.
 
     It follows from the spread of the scores and the episodes of a batch, or else from the successive differences of the
     batches' means: for normal noise their median is 0.954 standard deviations.
     """
-    scores, spreads = series(rows, "objective/scores"), series(rows, "objective/scores_std")
-    # Rows may be left out between two, so a batch is the least that lies between any.
-    batches = [after - before for before, after in pairwise(series(rows, "episode")) if after > before]
-    if spreads and batches:
-        noise = fmean(spreads) / math.sqrt(min(batches))
+    scores, spreads, batch = series(rows, "objective/scores"), series(rows, "objective/scores_std"), batch_of(rows)
+    if spreads and batch < math.inf:
+        noise = fmean(spreads) / math.sqrt(batch)
     else:
         noise = median([abs(after - before) for before, after in pairwise(scores)] or [0.0]) / 0.954
     return max(noise / math.sqrt(FEW), 1e-3 * max(map(abs, scores), default=0.0))

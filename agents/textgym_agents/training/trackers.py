@@ -12,7 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from textgym.checks import JsonObject, not_one_of
+from textgym.checks import JsonObject, not_one_of, shown
+from textgym.files import plain
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
@@ -27,6 +28,8 @@ def check_track(track: str) -> None:
 
     Raises: ValueError for an unknown name, or a tracker that is not installed.
     """
+    if not isinstance(track, str):
+        raise ValueError(f"track={shown(track)}: allowed is a text, as in 'tensorboard,wandb'")
     for name in _names(track):
         if name not in NAMES:
             raise ValueError(not_one_of("track", name, NAMES))
@@ -62,7 +65,7 @@ class Trackers:
 
     def log(self, row: Mapping[str, object], step: int, samples: Sequence[JsonObject] = ()) -> None:
         """Log the numbers of an iteration at its step, and completions as a table `samples`."""
-        numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
+        numbers = {name: value for name, value in plain(row).items() if isinstance(value, int | float)}
         for tracker in self._open:
             table = {"samples": _table(tracker.name, samples)} if samples else {}
             tracker.log({**numbers, **table}, step=step)
