@@ -300,7 +300,7 @@ def test_fine_tuning_without_an_end_of_prompts_is_refused(tmp_path):
 
 
 LEARNERS = [  # batch, episodes, learning rate, what else is set
-    ("lm-ppo", tiny_t5, 64, 25600, 2e-3, {}),
+    ("lm-ppo", tiny_t5, 64, 38400, 2e-3, {}),
     ("lm-ppo", tiny_bart, 64, 12800, 3e-3, {}),
     ("rloo", tiny_t5, 64, 25600, 3e-3, {}),
     ("rloo", tiny_bart, 64, 25600, 3e-3, {}),

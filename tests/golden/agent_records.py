@@ -1,7 +1,7 @@
 """What the golden tests of agents and saved folders record, and how a record is compared.
 
 `python tests/golden/agent_records.py` writes data/agents.json anew, on purpose; with the word `folders`
-data/folders.json.
+data/folders.json. Names behind it are those of the entries that are written anew; the others stay as they are.
 """
 
 from __future__ import annotations
@@ -224,22 +224,24 @@ def write(name: str, data: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def main(words: Sequence[str]) -> None:
-    """Record agents, or with the word `folders` saved folders. Raises: ValueError for another word."""
+    """Record agents, or with the word `folders` saved folders. Raises: ValueError for a name of none."""
+    from golden.folder_records import KINDS, Folders
+
     os.environ["OMP_NUM_THREADS"] = "1"  # as in the tests: bits depend on the number of threads
     torch.set_num_threads(1)
-    if list(words) not in ([], ["folders"]):
-        raise ValueError(f"words={list(words)!r}: allowed is nothing, or folders")
-    if words:
-        from golden.folder_records import folder_records
-
-        with tempfile.TemporaryDirectory() as folder:
-            write("folders.json", folder_records(Path(folder)))
-        return
-    records = {}
-    for name, case in CASES.items():
-        with tempfile.TemporaryDirectory() as folder:
-            records[name] = agent_record(case, Path(folder))
-    write("agents.json", records)
+    of_folders = list(words[:1]) == ["folders"]
+    file, names = ("folders.json", words[1:]) if of_folders else ("agents.json", words)
+    known = list(KINDS) if of_folders else list(CASES)
+    if unknown := {*names} - {*known}:
+        raise ValueError(f"names {sorted(unknown)}: allowed are {', '.join(known)}")
+    records = read(file) if names else {}
+    with tempfile.TemporaryDirectory() as folder:
+        folders = Folders(Path(folder))
+        for number, name in enumerate(names or known):
+            own = Path(folder) / f"agent-{number}"
+            own.mkdir()
+            records[name] = folders.record(name) if of_folders else agent_record(CASES[name], own)
+    write(file, records)
 
 
 if __name__ == "__main__":

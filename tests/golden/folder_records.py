@@ -150,12 +150,6 @@ def _run(*words: str) -> None:
         raise RuntimeError(f"textgym {' '.join(words)}: ended with {code}")
 
 
-def folder_records(path: Path) -> dict[str, dict[str, Any]]:
-    """Return what is in a folder of every kind. Args: path: of an empty folder to make them in."""
-    folders = Folders(path)
-    return {name: folders.record(name) for name in KINDS}
-
-
 def content_of(path: Path, root: str) -> Any:
     """Return the content of a file of JSON, tensors or a data set as JSON values; None for other files.
 
