@@ -65,7 +65,8 @@ class EvaluationResult:
     the policy has nothing to compute them from. `exact` says that reward, KL, J, entropy, length and stop rate are
     expectations by enumeration: their intervals have no width, and only the completions shown and what is counted in
     them were sampled. `distinct_n` is the share of different n-grams among all words. `reward_terms` are means over the
-    completions that have the term. `failures` are completions that the reward failed on, by kind.
+    completions that have the term, of what it was at the last step. `failures` are completions that the reward failed
+    on, by kind.
     """
 
     reward: Estimate

@@ -72,18 +72,23 @@ class Optimum:
         return self.solution is not None
 
     @property
+    def with_proposals(self) -> bool:
+        """Whether it was estimated from samples of trained policies, too."""
+        return self.samples is not None and self.samples.policies > 1
+
+    @property
     def improvable(self) -> bool:
         """Whether a trained policy would tell more: the reference alone was sampled, and here.
 
-        Effective samples know nothing of what was never drawn. Where they are half of all, the optimum is near the
-        reference, and little can be missing, unless the reward's maximum leaves room.
+        Effective samples know nothing of what was never drawn. The reward's maximum tells how much that may be. Without
+        one, they have to be half of all samples: then the optimum is near the reference, and little can be missing.
         """
-        if self.samples is None or self.committed or self.samples.policies > 1:
+        if self.samples is None or self.committed or self.with_proposals:
             return False
         if self.value is None or self.reference is None or self.effective_samples is None:
             return True
-        few = self.effective_samples < max(WELL_KNOWN, self.samples.each / 2)
-        return few or self.room > 0.1 * (self.value.mean - self.reference.mean)
+        enough = max(WELL_KNOWN, self.samples.each / 2 if self.samples.maximum is None else 0)
+        return self.effective_samples < enough or self.room > 0.1 * (self.value.mean - self.reference.mean)
 
     def _repr_html_(self) -> str:
         samples = "none: it is exact" if self.exact else f"{self.effective_samples or 0:.0f}"
@@ -259,9 +264,9 @@ def belongs(samples: Samples, key: JsonObject, task: Task, split: str) -> bool:
 def pays_the_same(task: Task, split: str, samples: Samples) -> bool:
     """Return whether the task's reward pays the kept completions as it did when they were drawn.
 
-    A noisy reward cannot be compared: True.
+    What a noisy reward pays, or one that learns, cannot be compared: True.
     """
-    if task.noisy:
+    if task.noisy or not task.scorer.one_by_one:
         return True
     count = samples.tokens.shape[1]
     rows = samples.tokens.reshape(-1, samples.tokens.shape[2])

@@ -258,7 +258,10 @@ def read_prompts(source: PromptSource, argument: str = "prompts") -> tuple[list[
     path = Path(chosen.place)
     if not path.is_dir() and not chosen.on_hub:
         if chosen.suffix not in (".txt", *SUFFIXES):
-            raise ValueError(f"{argument}={shown(str(source))}: {allowed}")
+            more = (
+                "; behind # commas part what is chosen, as in a.csv#prompt=text,rows=9" if "#" in chosen.place else ""
+            )
+            raise ValueError(f"{argument}={shown(str(source))}: {allowed}{more}")
         if not path.exists():
             raise FileNotFoundError(f"{argument}={shown(str(source), 300)}: there is no such file")
     names: list[str] = []

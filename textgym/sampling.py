@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textgym.checks import MOST_ROWS, Bools, Floats, Ints, check_count, equal_parts
-from textgym.lm.reference import Observation, Reference, checked_shape, restricted
+from textgym.lm.reference import Observation, Reference, checked_actions, checked_shape, restricted
 from textgym.play import LogProbs, Turn, draw, play_batch
 from textgym.rewards.scorer import scorers_restored
 from textgym.task import Task
@@ -157,10 +157,8 @@ def play(
         weights = np.full(len(places), 1.0 / len(places))
     rows = np.repeat(places, per_prompt * len(policies))
     numbers = np.tile(np.repeat(np.arange(len(policies)), per_prompt), len(places))
-    never = np.flatnonzero(~task.vocabulary.allowed)
-    writers = _Writers(
-        policies, reference, deterministic, np.random.default_rng([seed, 3]), never, task.vocabulary.size
-    )
+    generator = np.random.default_rng([seed, 3])
+    writers = _Writers(policies, reference, deterministic, generator, task.vocabulary.allowed)
     before, tokens = scorer.failures.copy(), scorer.tokens
     readers: list[object] = [getattr(each, "policy", each) for each in (*policies, reference)]
     cached = [each for each in readers if isinstance(each, CachedPolicy)]
@@ -214,10 +212,8 @@ class _Writers:
     reference: Reference | None
     deterministic: bool
     generator: np.random.Generator
-    others: Ints
-    """Tokens that are never legal."""
-    size: int
-    """Of the vocabulary."""
+    allowed: Bools
+    """Tokens that are ever legal."""
 
     def start(self, numbers: Ints) -> None:
         """Begin a block; each row is written by the policy of that number."""
@@ -234,7 +230,7 @@ class _Writers:
 
     def choose(self, turn: Turn) -> Ints:
         """Return the next tokens of the running rows."""
-        asked = [policy.log_probs(turn.observation) for policy in self.policies]
+        asked = [policy.log_probs(copied(turn.observation)) for policy in self.policies]
         tables = [logs for logs in asked if logs is not None]
         if turn.time == len(self._uniforms):  # of all rows of the block, so that parts draw what the whole would
             self._uniforms.append(self.generator.random(len(self._block)))
@@ -244,12 +240,21 @@ class _Writers:
         if len(tables) < len(asked):
             raise ValueError(f"policy, others: {list(self.policies)!r:.200}: each of several needs log-probabilities")
         rows = turn.rows
-        several = np.stack([self._legal(logs, turn, "policy") for logs in tables])
+        several = np.stack(
+            [legal_log_probs(logs, turn.observation, turn.rows, turn.masks, self.allowed) for logs in tables]
+        )
         each = np.arange(len(rows))
         logs = several[0] if len(several) == 1 else several[self._numbers[rows], each]
         against = None
         if self.reference is not None:
-            against = self._legal(self.reference.log_probs(turn.observation), turn, "reference")
+            against = legal_log_probs(
+                self.reference.log_probs(turn.observation),
+                turn.observation,
+                turn.rows,
+                turn.masks,
+                self.allowed,
+                "reference",
+            )
         if self.deterministic:
             # The policy that is played puts probability 1 on one token: no entropy, and KL = -log ref(a).
             tokens = np.asarray(logs.argmax(1))
@@ -266,29 +271,43 @@ class _Writers:
             self.log_probs[rows] += several[:, each, tokens].T
         return tokens
 
-    def _legal(self, table: object, turn: Turn, argument: str) -> LogProbs:
-        """Renormalise the rows that run over the legal tokens, as the solver does; what is normal keeps its bits.
-
-        Raises: ValueError for another shape, NaN, +inf, or a row without any probability.
-        """
-        masks = turn.masks
-        logs: LogProbs = checked_shape(table, turn.observation, self.size, argument)[turn.rows]
-        if masks is None and (logs[:, self.others] > -np.inf).any():
-            masks = np.ones(logs.shape, dtype=np.bool_)
-            masks[:, self.others] = False
-        logs = restricted(logs, masks)
-        with np.errstate(over="ignore", invalid="ignore"):
-            totals = np.exp(logs).sum(1)
-            if (off := ~(np.abs(totals - 1) <= _ROUNDING)).any():
-                logs[off] = restricted(logs[off], np.ones_like(logs[off], dtype=np.bool_))
-        if np.isnan(logs[off]).any() or not totals.all():
-            raise ValueError(f"{argument}: log_probs holds NaN or +inf, or a row of -inf; allowed are numbers <= 0")
-        return logs
-
     def _act(self, turn: Turn) -> Ints:
         self.kl[:], self.entropy[:] = np.nan, np.nan
         policy = cast(ActingPolicy, self.policies[0])
-        return np.asarray(policy.act(turn.observation, deterministic=self.deterministic))[turn.rows]
+        acted = policy.act(turn.observation, deterministic=self.deterministic)
+        return checked_actions(acted, turn.observation)[turn.rows]
+
+
+def legal_log_probs(
+    table: object, observation: Observation, rows: Ints, masks: Bools | None, allowed: Bools, argument: str = "policy"
+) -> LogProbs:
+    """Return the log-probabilities of some rows over their legal tokens, normalised as the solver does.
+
+    What is a distribution, but for rounding, keeps its bits.
+
+    Args:
+        table: what `log_probs(observation)` said, (B, V) nats.
+        rows: (n,) of 0..B-1. masks: (n, V) what the task's grammar allows in them; None without one.
+        allowed: (V,) tokens that are ever legal. argument: the policy's name in messages.
+    Returns: (n, V), a new array.
+    Raises: ValueError for another shape, NaN, +inf, or a row without any probability.
+    """
+    logs: LogProbs = checked_shape(table, observation, len(allowed), argument)[rows]
+    if masks is None and not allowed.all() and (logs[:, ~allowed] > -np.inf).any():
+        masks = np.broadcast_to(allowed, logs.shape)
+    logs = restricted(logs, masks)
+    with np.errstate(over="ignore", invalid="ignore"):
+        totals = np.exp(logs).sum(1)
+        if (off := ~(np.abs(totals - 1) <= _ROUNDING)).any():
+            logs[off] = restricted(logs[off], np.ones_like(logs[off], dtype=np.bool_))
+    if np.isnan(logs[off]).any() or not totals.all():
+        raise ValueError(f"{argument}: log_probs holds NaN or +inf, or a row of -inf; allowed are numbers <= 0")
+    return logs
+
+
+def copied(observation: Observation) -> Observation:
+    """Return an observation that a policy may write into."""
+    return {name: array.copy() for name, array in observation.items()}
 
 
 def _play_part(writers: _Writers, task: Task, split: str, places: Ints, part: slice) -> tuple[Arrays, Arrays]:

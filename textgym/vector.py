@@ -102,8 +102,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         self.task = find_task(task, task_options)
         self.score_together = check_together(score_together, self.autoreset_mode, self.task)
         self.episodes = Episodes(self.task, split, num_envs, segments)
-        self.split, self.segments = split, segments
-        self.num_envs, self.render_mode = num_envs, render_mode
+        self.split, self.segments, self.num_envs, self.render_mode = split, segments, num_envs, render_mode
         self.single_observation_space = observation_space(self.task, segments)
         self.single_action_space = action_space(self.task)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -142,7 +141,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         Args:
             actions: integer (N,), ids in 0..V-1 wherever an episode runs.
         Returns: observations, rewards (N,), terminated (N,), truncated (N,) and infos.
-        Raises: ResetNeeded before the first reset; InvalidAction, naming the first bad one.
+        Raises: ResetNeeded before the first reset, and after an error of the reward; InvalidAction, naming the first.
         """
         store = self._store
         rows, idle = self._running_rows()
@@ -151,17 +150,24 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         ended: list[int] = []
         infos: Infos = {}
         paid = rows
-        if rows.size:
-            codes = store.append(rows, tokens)
-            ends = self.episodes.answer(rows[codes.nonzero()])
-            paid = rows if self.episodes.pays_every_step else ends
-        if self.score_together:
-            paid = self._due(paid)
-        if paid.size:
-            self._check_compared()
-            rewards[paid], ending = self.episodes.settle(paid.tolist())
-            self._waiting[paid] = False
-            ended, infos = [] if ending is None else ending.rows, self._last_infos(ending)
+        try:
+            if rows.size:
+                codes = store.append(rows, tokens)
+                ends = self.episodes.answer(rows[codes.nonzero()])
+                paid = rows if self.episodes.pays_every_step else ends
+            if self.score_together:
+                paid = self._due(paid)
+            if paid.size:
+                self._check_compared()
+                rewards[paid], ending = self.episodes.settle(paid.tolist())
+                self._waiting[paid] = False
+                ended, infos = [] if ending is None else ending.rows, self._last_infos(ending)
+        except BaseException:
+            if (
+                self.autoreset_mode is not AutoresetMode.DISABLED
+            ):  # rows that were not paid cannot be reset by themselves
+                store.finish[:] = UNSET
+            raise
         terminations = store.finish != RUNNING
         if self.render_mode is not None:
             self._last_rewards[rows] = np.where(self._waiting[rows], np.nan, rewards[rows])
@@ -173,8 +179,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
             infos = {**same_step_infos(self.num_envs, ended, last, infos), **self._restart(ended, {})}
         if self.render_mode == "human":
             self.render()
-        truncations = np.zeros(self.num_envs, dtype=np.bool_)
-        return store.observations(self.copy), rewards, terminations, truncations, infos
+        return store.observations(self.copy), rewards, terminations, np.zeros(self.num_envs, np.bool_), infos
 
     def settle(self) -> tuple[Floats, Infos]:
         """Score the rows that wait for others to end, with `score_together=True`.
@@ -269,8 +274,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
     def set_attr(self, name: str, values: object) -> None:
         """Set an attribute of every row: `np_random`, or one of your own, which `get_attr` returns.
 
-        Args:
-            name: of the attribute. values: a list or tuple of N values, or one value for all rows.
+        Args: name: of the attribute. values: a list or tuple of N values, or one value for all rows.
         Raises: ValueError for another number of values, or an attribute that the environment has had from its start.
         """
         rows = tuple(values) if isinstance(values, list | tuple) else (values,) * self.num_envs
@@ -355,23 +359,19 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
                 f"actions: {array.dtype} {array.shape} array, allowed is one integer for each of "
                 f"{self.num_envs} sub-environments"
             )
-        tokens = array if rows is self._all_rows else array[rows]
+        tokens = (array if rows is self._all_rows else array[rows]).astype(np.int64, copy=False)
         size = self.task.vocabulary.size
-        tokens = tokens.astype(np.int64, copy=False)
         # Seen as unsigned, negative numbers are the largest: one comparison serves both ends of the range.
         if tokens.size and tokens.view(np.uint64).max() >= size:
             at = int(np.flatnonzero((tokens < 0) | (tokens >= size))[0])
             raise InvalidAction(
-                f"actions[{rows[at]}] = {tokens[at]}: not a token id in 0..{size - 1} "
-                f"(the vocabulary has {size} tokens)"
+                f"actions[{rows[at]}] = {tokens[at]}: no token id in 0..{size - 1} (the vocabulary has {size} tokens)"
             )
         return tokens
 
 
 def batch_env(task: Task, rows: int, split: str) -> TokenVectorEnv:
-    """Make an environment to play a batch to its end: no resets, one call of a reward that pays at the end, and
-    observations with `segment_ids`.
-    """
+    """Make an environment to play a batch to its end: no resets, one call of a reward that pays at the end."""
     together, mode = task.scorer.pays_at_end, AutoresetMode.DISABLED
     return TokenVectorEnv(task, rows, split=split, segments=True, autoreset_mode=mode, score_together=together)
 

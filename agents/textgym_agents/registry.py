@@ -172,6 +172,8 @@ def load_agent(path: str | Path, env: TokenVectorEnv, agent: str | None = None, 
         return load_zip(path, env, None if agent is None else agent_class(agent), trust_pickle)
     if not (folder / "agent.json").exists():
         recover_folder(folder / "checkpoint")
+        if not (folder / "checkpoint").is_dir() and (folder / "metrics.jsonl").exists():
+            raise ValueError(f"path={str(path)!r}: it is a run without a checkpoint; allowed is one that has saved")
         folder = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
     if agent is None:
         if not (folder / "agent.json").exists():

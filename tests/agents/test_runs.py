@@ -13,6 +13,7 @@ from threading import Barrier, Event
 
 import numpy as np
 import pytest
+from textgym_agents.registry import load_agent, make_env
 from textgym_agents.training.folder import RunFolder, run_folder, run_of
 
 from textgym.files import plain, read_json, read_lines, write_json
@@ -261,3 +262,43 @@ def test_a_checkpoint_is_of_its_run_and_a_run_of_any_name_is_itself(tmp_path):
         (run / "config.json").write_text("{}")
         assert run_of(run) == run_of(run / "checkpoint") == run_of(run / "checkpoints" / "3") == run
     assert run_of(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize("metrics", [None, ""])
+def test_samples_of_a_row_that_was_not_written_are_dropped(tmp_path, metrics):
+    folder = RunFolder.create(tmp_path / "run", {})
+    folder.sample([{"iteration": 0}] * 2)  # and killed before the row
+    if metrics is not None:
+        (folder.path / "metrics.jsonl").write_text(metrics)
+    with folder.writing(rewind_to=0):
+        assert read_lines(folder.path / "samples.jsonl") == []
+
+
+@pytest.mark.parametrize("marked", [1, 2])
+def test_a_kill_between_a_checkpoint_and_its_mark_loses_no_checkpoint(tmp_path, marked):
+    folder = RunFolder.create(tmp_path / "run", {"keep_last": 2})
+    folder.checkpoint.mkdir()
+    for iteration in (1, 2):
+        (folder.checkpoint / "agent.json").unlink(missing_ok=True)
+        (folder.checkpoint / "agent.json").write_text(str(iteration))
+        folder.log({"iteration": iteration, "eval/objective": 0.1 * iteration})
+        if iteration == 1:
+            folder.mark(iteration)
+    if marked == 2:  # killed behind the mark, before the link
+        (folder.path / "progress.json").write_text('{"iteration": 2}')
+    with folder.writing(rewind_to=2):
+        assert folder.marked() == 2
+    kept = {path.parent.name: path.read_text() for path in folder.path.glob("checkpoints/*/agent.json")}
+    assert kept == {"1": "1", "2": "2"}
+    assert read_json(folder.path / "checkpoints/best.json")["iteration"] == 2
+
+
+def test_a_save_that_wrote_no_folder_is_no_checkpoint(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", {})
+    for write in (lambda: None, lambda: folder.checkpoint.write_text("x")):
+        write()
+        with pytest.raises(ValueError, match=r"checkpoint: the agent's save wrote no folder there"):
+            folder.mark(1)
+    folder.log({"iteration": 0})
+    with pytest.raises(ValueError, match="it is a run without a checkpoint"):
+        load_agent(folder.path, make_env("textgym/Copy-v0", 2), "random")

@@ -178,6 +178,49 @@ def test_a_run_that_goes_on_is_paid_what_it_was_paid_before(tmp_path):
     assert len({row["eval/reward"] for row in after if "eval/reward" in row}) > 1
 
 
+class Crashes(Watcher):
+    """Dies at a stage, or once an iteration is over, as a process that is killed."""
+
+    def __init__(self, at: str | int) -> None:
+        super().__init__()
+        self._crash = at
+
+    def stage(self, text: str) -> None:
+        if text == self._crash:
+            raise SystemExit(9)
+
+    def iteration(self, row: dict[str, Any]) -> None:
+        super().iteration(row)
+        if row["iteration"] == self._crash:
+            raise SystemExit(9)
+
+
+# A reward that learns, whose J* is estimated; and one whose J* waits for what was learned.
+LEARNS = TASK | {"reward": {"name": "running_norm", "reward": TASK["reward"]}}
+LATE = TASK | {"max_new_tokens": 24, "beta": 0.1, "reward": {"name": "length", "target": 8, "unit": "tokens"}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "crash", "agent"),
+    [(LEARNS, 3, "q-learning"), (LATE, "evaluating after learning", "q-learning")],
+)
+def test_j_star_of_a_run_that_was_killed_is_that_of_the_whole_run(tmp_path, task, crash, agent):
+    plan = settings(env=task, agent=agent, eval_every=1, save_every=2 if task is LEARNS else 100)
+    Training(plan).run(tmp_path / "whole", Watcher())
+    with pytest.raises(SystemExit):
+        Training(plan).run(tmp_path / "run", Crashes(crash))
+    folder = RunFolder.reopen(tmp_path / "run")
+    Training(plan, folder).run(tmp_path / "run", Watcher())
+    whole = RunFolder(tmp_path / "whole")
+    assert without_time(folder.metrics()) == without_time(whole.metrics())
+    found = [read_json(each.path / "result.json")["optimum"] for each in (folder, whole)]
+    assert found[0] == found[1]
+    assert found[0]["value"] is not None
+    first, last = ([row.get("eval/optimality") is None for row in whole.metrics()][at] for at in (1, -1))
+    assert (first, last) == (task is LATE, False)
+
+
 @pytest.mark.slow
 def test_an_agent_that_stops_by_itself_is_evaluated_and_finished(tmp_path):
     plan = settings(config={"batch": 4, "stop_after": 3})

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.checks import Bools, Floats
+from textgym.checks import Bools, Floats, Ints
 
 Observation = Mapping[str, NDArray[np.integer]]
 LogProbs = NDArray[np.floating]
@@ -52,6 +52,18 @@ def checked_shape(table: object, observation: Observation, size: int, argument: 
     if found.shape != shape:
         raise ValueError(f"{argument}: log_probs returned shape {found.shape}, allowed is {shape}")
     return found
+
+
+def checked_actions(acted: object, observation: Observation) -> Ints:
+    """Return what a policy's `act` said of observations, int64. Raises: ValueError unless it is integers (B,)."""
+    shape = (len(observation["input_ids"]),)
+    try:
+        found = np.asarray(acted)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"policy: act returned {acted!r:.80}, allowed are integers {shape}") from error
+    if found.shape != shape or found.dtype.kind not in "iu":
+        raise ValueError(f"policy: act returned {found.dtype} {found.shape}, allowed are integers {shape}")
+    return found.astype(np.int64, copy=False)
 
 
 def restricted(log_probs: NDArray[Real], masks: Bools | None) -> NDArray[Real]:

@@ -361,6 +361,9 @@ class TurnEnv(SingleWrapper):
             raise InvalidAction(f"action {action!r:.80}: allowed are 1..{self._most} ids in 0..{size - 1}")
         state: TokenState = self.env.get_wrapper_attr("get_state")()
         paid, written, turns = 0.0, len(state.turn), 0
+        short = f"action {action!r:.80}: ends after {len(tokens)} tokens, before what it writes does"
+        if self._turns == 1 and written + len(tokens) < self._budget and not {*tokens.tolist()} & {*self._ends}:
+            raise InvalidAction(short)  # before anything is written, which wrappers below would count
         for time, token in enumerate(tokens.tolist()):
             observation, reward, terminated, truncated, info = self._step(token)
             paid, written = paid + self._gamma**time * reward, written + 1
@@ -369,7 +372,7 @@ class TurnEnv(SingleWrapper):
             if terminated or truncated or turns == self._turns:
                 return observation, paid, terminated, truncated, {**info, "tokens": time + 1}
         self.set_state(state)
-        raise InvalidAction(f"action {action!r:.80}: ends after {len(tokens)} tokens, before what it writes does")
+        raise InvalidAction(short)
 
 
 class AnswerEnv(TurnEnv):

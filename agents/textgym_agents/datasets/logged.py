@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from textgym.checks import Floats, Ints, equal_parts
 from textgym.lm.causal import FORBIDDEN
-from textgym.lm.reference import Observation, restricted
-from textgym.sampling import CachedPolicy, Policy
+from textgym.lm.reference import Observation
+from textgym.sampling import CachedPolicy, Policy, legal_log_probs
 from textgym.state import PROMPT
 from textgym.task import Task, refuse_turns
 from textgym_agents.datasets.off_policy import Logged
@@ -102,7 +102,7 @@ def _token_log_probs(policy: Policy, recording: Recording, task: Task, places: I
             if finder is not None and task.mask is not None:
                 seen = {name: array[rows] for name, array in observation.items()}
                 masks = task.mask([state for _, state in finder.states(seen)])
-            logs = restricted(np.asarray(table)[rows], masks)
+            logs = legal_log_probs(table, observation, rows, masks, task.vocabulary.allowed, "agent")
             found[part.start + rows, time] = logs[np.arange(len(rows)), ids[rows, now[rows]]]
     if isinstance(reader, CachedPolicy):
         reader.forget()

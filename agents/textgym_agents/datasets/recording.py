@@ -18,12 +18,13 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
-from textgym.checks import Floats, Ints, JsonObject
+from textgym.checks import Bools, Floats, Ints, JsonObject
 from textgym.episodes import action_space, observation_space
 from textgym.files import json_line, make_folder, plain, replace_folder, replaced
-from textgym.lm.reference import Reference, restricted
+from textgym.lm.reference import Reference, checked_actions
 from textgym.play import PlayedBatch, Turn, draw, play_batch, reset_groups
 from textgym.rewards.scorer import scorers_restored
+from textgym.sampling import copied, legal_log_probs
 from textgym.task import Task
 from textgym.vector import batch_env
 from textgym.vector_io import Infos
@@ -113,7 +114,7 @@ def _batches(
     episode_bytes = 9 * (task.max_prompt_tokens + budget) * (budget + 1)
     at_once = max(min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // episode_bytes) // per_prompt, 1) * per_prompt
     for start in range(0, episodes, at_once):
-        recorder = _Recorder(agent, reference, deterministic, generator)
+        recorder = _Recorder(agent, reference, task.vocabulary.allowed, deterministic, generator)
         env = batch_env(task, min(at_once, episodes - start), split)
         with scorers_restored(task.scorer):
             observation, infos = reset_groups(env, int(generator.integers(2**31)), per_prompt)
@@ -128,8 +129,10 @@ def _batches(
 class _Recorder:
     """Choose the tokens of a batch, and keep what was seen and how likely they were, step by step."""
 
-    def __init__(self, agent: Agent, reference: Reference, deterministic: bool, generator: np.random.Generator) -> None:
-        self._agent, self._reference = agent, reference
+    def __init__(
+        self, agent: Agent, reference: Reference, allowed: Bools, deterministic: bool, generator: np.random.Generator
+    ) -> None:
+        self._agent, self._reference, self._allowed = agent, reference, allowed
         self._deterministic, self._generator = deterministic, generator
         self._observations: list[Observation] = []
         self._log_probs: list[Floats] = []
@@ -138,19 +141,26 @@ class _Recorder:
     def choose(self, turn: Turn) -> Ints:
         """Return the next tokens of the running rows."""
         uniforms, each = self._generator.random(len(turn.running)), np.arange(len(turn.rows))
-        log_probs = self._agent.log_probs(turn.observation)
+        log_probs = self._agent.log_probs(copied(turn.observation))
         own = np.full(len(turn.rows), np.nan)
         if log_probs is None:
-            acted = self._agent.act(turn.observation, deterministic=self._deterministic)
-            tokens = np.asarray(acted)[turn.rows]
+            acted = self._agent.act(copied(turn.observation), deterministic=self._deterministic)
+            tokens = checked_actions(acted, turn.observation)[turn.rows]
         elif self._deterministic:
-            tokens = restricted(np.asarray(log_probs)[turn.rows], turn.masks).argmax(1)
+            tokens = legal_log_probs(log_probs, turn.observation, turn.rows, turn.masks, self._allowed).argmax(1)
             own[:] = 0.0
         else:
-            logs = restricted(np.asarray(log_probs)[turn.rows], turn.masks)
+            logs = legal_log_probs(log_probs, turn.observation, turn.rows, turn.masks, self._allowed)
             tokens = draw(np.exp(logs.astype(np.float64)), uniforms[turn.rows])
             own[:] = logs[each, tokens]
-        base = restricted(np.asarray(self._reference.log_probs(turn.observation))[turn.rows], turn.masks)
+        base = legal_log_probs(
+            self._reference.log_probs(turn.observation),
+            turn.observation,
+            turn.rows,
+            turn.masks,
+            self._allowed,
+            "reference",
+        )
         self._observations.append(turn.observation)
         self._log_probs.append(own)
         self._reference_log_probs.append(base[each, tokens].astype(np.float64))

@@ -17,14 +17,17 @@ from textgym.vector_io import ROW_METHODS, Infos, chain, found, row_method, row_
 from textgym.wrappers.base import Actions, RowsEnv, Shown
 
 
-def rows_of(infos: Infos, num_envs: int) -> list[Infos]:
-    """Return a vector environment's infos as one dict a row, with Python's own numbers."""
+def rows_of(infos: Infos, num_envs: int, outer: Bools | None = None) -> list[Infos]:
+    """Return a vector environment's infos as one dict a row, with Python's own numbers.
+
+    Args: outer: (N,) rows that have what has no mask of its own, as Gymnasium's statistics of episodes.
+    """
     rows: list[Infos] = [{} for _ in range(num_envs)]
     for name, values in infos.items():
-        mask = infos.get(f"_{name}")
+        mask = infos.get(f"_{name}", None if name.startswith("_") else outer)
         if mask is None:
             continue
-        nested = rows_of(values, num_envs) if isinstance(values, dict) else None
+        nested = rows_of(values, num_envs, mask) if isinstance(values, dict) else None
         for row in np.flatnonzero(mask):
             value = values[row] if nested is None else nested[row]
             rows[row][name] = value.item() if isinstance(value, np.generic) else value
@@ -66,6 +69,7 @@ class SB3VecEnv(VecEnv):
         options = _merged(self._options)
         seeds = list(self._seeds) if any(seed is not None for seed in self._seeds) else None
         observation, infos = self.venv.reset(seed=seeds, options=options or None)  # type: ignore[arg-type]
+        self._start_names = {name.lstrip("_") for name in infos}
         self._note_starts(infos)
         self._reset_seeds()
         self._reset_options()
@@ -81,8 +85,11 @@ class SB3VecEnv(VecEnv):
         observation, rewards, terminations, truncations, infos = self.venv.step(self.actions)
         dones = np.asarray(terminations | truncations)
         cut = truncations & ~terminations
-        ends = infos.get("final_info", {}) if self._resets_itself else infos
-        rows = rows_of(ends, self.num_envs)
+        rows = rows_of({name: value for name, value in infos.items() if name.lstrip("_") not in _LAST}, self.num_envs)
+        if self._resets_itself:  # then the others are of the new episode
+            for row, last in enumerate(rows_of(infos.get("final_info", {}), self.num_envs)):
+                if dones[row]:
+                    rows[row] = {name: rows[row][name] for name in rows[row].keys() - self._start_names} | last
         for row, info in enumerate(rows):
             info["TimeLimit.truncated"] = bool(cut[row])
         if dones.any():
@@ -104,7 +111,7 @@ class SB3VecEnv(VecEnv):
         return observation
 
     def _note_starts(self, infos: Infos, ended: Iterable[int] | None = None) -> None:
-        starts = {name: value for name, value in infos.items() if name.lstrip("_") not in _ENDS}
+        starts = {name: value for name, value in infos.items() if name.lstrip("_") in self._start_names}
         every = rows_of(starts, self.num_envs)
         for row in range(self.num_envs) if ended is None else ended:
             self.reset_infos[row] = every[row]
@@ -155,7 +162,7 @@ class SB3VecEnv(VecEnv):
         return list(frames)
 
 
-_ENDS = ("completion", "finish_reason", "reward_terms", "gold", "final_obs", "final_info")
+_LAST = ("final_obs", "final_info")
 
 
 def _merged(options: list[Infos]) -> Infos:

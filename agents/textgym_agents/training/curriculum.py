@@ -120,9 +120,15 @@ class Curriculum:
         return {"iteration": iteration, **row}
 
     def replay(self, row: Mapping[str, object], iteration: int) -> None:
-        """Learn from what `update` has returned of an iteration. Raises: ValueError for a row of another iteration."""
+        """Learn from what `update` has returned of an iteration.
+
+        Raises: ValueError for a row of another iteration, or of a prompt that the split does not have.
+        """
         if row["iteration"] != iteration:
             raise ValueError(f"iteration={row['iteration']!r}: allowed is {iteration}, the next one")
+        places: list[int] = row["prompts"]  # type: ignore[assignment]
+        if max(places, default=0) >= len(self.means):
+            raise ValueError(f"prompt {max(places)}: the split has {len(self.means)}, so its prompts have changed")
         self._begun = True
         self._learn(row)
 

@@ -152,7 +152,12 @@ class RunFolder:
         self._samples = []
 
     def mark(self, iteration: int) -> None:
-        """Write down the iteration of the checkpoint, and keep it where config.json says so (`keep_last`)."""
+        """Write down the iteration of the checkpoint, and keep it where config.json says so (`keep_last`).
+
+        Raises: ValueError if there is none, as after a `save` that wrote nothing, or one file.
+        """
+        if not self.checkpoint.is_dir():
+            raise ValueError(f"{self.checkpoint}: the agent's save wrote no folder there; allowed is one that does")
         write_json(self.path / "progress.json", {"iteration": iteration})
         last = self.config().get("keep_last", 0)
         if last:
@@ -217,6 +222,7 @@ class RunFolder:
             try:
                 if rewind_to is not None:
                     self._rewind(rewind_to)
+                    self._mark_again(rewind_to)
                 self._trackers = self._open_trackers() if events else None
                 yield self._trackers is not None and "tensorboard" in self._trackers.names
             finally:
@@ -237,11 +243,20 @@ class RunFolder:
 
     def _rewind(self, iteration: int) -> None:
         for name in _LOGS:
-            if not (self.path / name).exists():
-                continue
-            with reading(self.path / name, "the log"):
-                kept = [row for row in read_lines(self.path / name) if count(row, "iteration") <= iteration]
-            write_text(self.path / name, "".join(json_line(row) for row in kept))
+            kept: list[Row] = []
+            if (self.path / name).exists():
+                with reading(self.path / name, "the log"):
+                    kept = [row for row in read_lines(self.path / name) if count(row, "iteration") <= iteration]
+                write_text(self.path / name, "".join(json_line(row) for row in kept))
+            if name == _LOGS[0]:  # what the others hold of an iteration without a row will be written again
+                iteration = count(kept[-1], "iteration") if kept else -1
+
+    def _mark_again(self, iteration: int) -> None:
+        """Write the mark that a kill between a checkpoint and its mark has left out."""
+        kept = self.path / "checkpoints" / str(iteration)
+        wanted = self.config().get("keep_last", 0) and not kept.exists()
+        if self.checkpoint.is_dir() and iteration and (wanted or self.marked() != iteration):
+            self.mark(iteration)
 
     def sync_logs(self) -> None:
         """Wait until the disk holds what was logged: a checkpoint that outlives its log cannot be resumed from."""

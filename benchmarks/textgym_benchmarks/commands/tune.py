@@ -138,9 +138,12 @@ def show(tuning: Tuning) -> None:
     )
     console.print(f"trials: {counts}")
     if done:
+        best_of_all, said = done[0], "The best J of many is too high a guess of its settings' own."
+        own, found = (None if each is None else each.objective for each in (defaults, done[0]))
+        if defaults is not None and own is not None and found is not None and own >= found:
+            best_of_all, said = defaults, "No trial is better than the settings as they come."
         console.print(
-            "The best J of many is too high a guess of its settings' own. On the prompts of reports: "
-            f"{_command(tuning.plan, done[0].settings)}",
+            f"{said} On the prompts of reports: {_command(tuning.plan, best_of_all.settings)}",
             soft_wrap=True,
             markup=False,
         )

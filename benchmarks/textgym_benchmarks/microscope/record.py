@@ -10,7 +10,7 @@ import numpy as np
 from textgym_agents.protocol import Agent
 
 from textgym.checks import Ints
-from textgym.lm.reference import Reference
+from textgym.lm.reference import Reference, checked_actions
 from textgym.play import FinalInfos, Turn, play_batch
 from textgym.prompts import Split
 from textgym.rewards.scorer import scorers_restored
@@ -194,7 +194,7 @@ def _play(
                 )
             return np.array([token])
         if view.log_probs is None:
-            return np.asarray(agent.act(turn.observation, deterministic=request.deterministic))
+            return checked_actions(agent.act(turn.observation, request.deterministic), turn.observation)
         return np.array([np.argmax(view.log_probs if request.deterministic else view.log_probs + noise)])
 
     played = play_batch(env, observation, choose)
