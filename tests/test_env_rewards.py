@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from core_tools import (
@@ -15,6 +17,7 @@ from gymnasium.error import ResetNeeded
 
 from textgym.env import TokenEnv
 from textgym.rewards import RewardError
+from textgym.vector import TokenVectorEnv
 
 
 def test_dense_rewards_pay_for_every_prefix() -> None:
@@ -81,3 +84,25 @@ def test_noise_is_drawn_from_the_environment_s_generator() -> None:
     generator = np.random.default_rng(11)
     generator.random()  # the prompt
     assert rewards[0] == np.random.default_rng(generator.integers(2**63)).normal()
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_after_an_error_of_the_reward_a_vector_environment_asks_for_a_reset(mode: str) -> None:
+    calls: list[int] = []
+
+    def hiccup(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        calls.append(len(prompts))
+        if len(calls) == 1:
+            raise RuntimeError("a server's")
+        return [1.0] * len(prompts)
+
+    env = TokenVectorEnv("Text", 2, autoreset_mode=mode, prompts=["hi"], max_new_tokens=2, reward=hiccup)
+    env.reset(seed=0)
+    env.step(np.array([5, 5]))
+    with pytest.raises(RewardError):
+        env.step(np.array([5, 5]))
+    with pytest.raises(ResetNeeded):
+        env.step(np.array([5, 5]))
+    env.reset()
+    env.step(np.array([5, 5]))
+    assert env.step(np.array([5, 5]))[1].tolist() == [1.0, 1.0]

@@ -89,6 +89,13 @@ def test_bad_files_are_refused(tmp_path: Path, name: str, text: str, message: st
         read_prompts(tmp_path / "none.txt")
 
 
+def test_what_is_chosen_of_a_file_is_parted_by_commas(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("question,n\na,1\nb,2\n")
+    assert read_prompts(f"{tmp_path}/p.csv#prompt=question,rows=1")[0] == ["a"]
+    with pytest.raises(ValueError, match=r"behind # commas part what is chosen, as in a\.csv#prompt=text,rows=9"):
+        read_prompts(f"{tmp_path}/p.csv#prompt=question#rows=1")
+
+
 def test_weights_of_the_text_task() -> None:
     task = make_task("Text", prompts=["a", "b"], weights=[3, 1])
     np.testing.assert_array_equal(task.prompts["train"].weights, [0.75, 0.25])

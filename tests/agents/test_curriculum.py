@@ -279,3 +279,10 @@ def test_a_cell_of_a_suite_has_the_settings_of_a_curriculum_beside_its_agent_s()
     made = plan_of(Cell("textgym/Copy-v0", "rloo", 512, 3, config=config), Evaluation(), task)
     assert (made.curriculum, made.curriculum_target, made.curriculum_share) == ("difficulty", 0.7, 0.25)
     assert made.config == {"clip": 0.1, "seed": 3, "batch": 64}
+
+
+def test_a_log_of_more_prompts_than_there_are_says_that_they_have_changed():
+    row = tell(made(curriculum="progress"), {0: [1.0], 3: [0.0]})
+    fewer = Curriculum(CurriculumSettings(curriculum="progress"), RHO[:3] / RHO[:3].sum())
+    with pytest.raises(ValueError, match="prompt 3: the split has 3, so its prompts have changed"):
+        fewer.replay(row, 1)

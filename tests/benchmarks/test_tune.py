@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
@@ -11,7 +12,7 @@ from chat_tools import bare
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from test_conversation_folders import model_folder
 from textgym_agents.registry import agent_class, make_config
-from textgym_benchmarks.commands.tune import main, write_page
+from textgym_benchmarks.commands.tune import main, show, write_page
 from textgym_benchmarks.engines import make_engine
 from textgym_benchmarks.suite_folder import read_suite
 from textgym_benchmarks.tune import StudyPlan, TrialOutcome, Tuning, _Pruning, default_space, read_space
@@ -254,3 +255,22 @@ def test_an_agent_without_j_is_told_from_one_with_bad_settings(tmp_path):
     plan = StudyPlan("textgym/Bandit-v0", "sb3-sac", 64, config=config, space={"learning_rate": "1e-4..1e-2"})
     with pytest.raises(RuntimeError, match=r"sb3-sac: .* trials are compared by J, which is not known"):
         list(Tuning(plan, tmp_path / "study").run(make_engine("serial"), 1))
+
+
+@pytest.mark.parametrize(
+    ("own", "said", "flags"),
+    [
+        (0.4, "No trial is better than the settings as they come. On", ""),
+        (0.3, "The best J of many is too high", " --learning-rate 0.5"),
+        (None, "The best J of many is too high", " --learning-rate 0.5"),
+    ],
+)
+def test_settings_that_lose_to_the_defaults_are_not_recommended(monkeypatch, capsys, own, said, flags):
+    outcomes = [TrialOutcome("trial 0", {"learning_rate": 0.5}, "done", 0.35)]
+    defaults = TrialOutcome("as it comes", {}, "failed" if own is None else "done", own)
+    tuning = SimpleNamespace(plan=PLAN, outcomes=lambda: outcomes, defaults=lambda: defaults, importance=dict)
+    monkeypatch.setattr("textgym_benchmarks.commands.tune.write_page", lambda tuning: "page")
+    show(tuning)
+    shown = capsys.readouterr().out
+    assert said in shown
+    assert f"textgym train textgym/Bandit-v0 --agent monte-carlo --episodes 128{flags}\n" in shown

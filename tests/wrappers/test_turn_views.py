@@ -11,6 +11,7 @@ import pytest
 import torch
 from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.utils.env_checker import check_env
+from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 from turn_tools import ragged
 
 from textgym import TokenEnv, make_task
@@ -186,3 +187,14 @@ def test_what_a_reference_reward_has_discounted_is_added_up():
         env.reset(seed=0)
         paid.append(env.step(np.array([1, 2, 0]))[1])
     assert paid == pytest.approx([8 / 4 - 3 * np.log(3)] * 2)  # the reference is uniform
+
+
+@pytest.mark.parametrize("view", [TurnEnv, AnswerEnv])
+def test_a_turn_that_is_refused_is_no_step_for_the_wrappers_below(view):
+    env = view(RecordEpisodeStatistics(TimeLimit(TokenEnv("Copy"), 4)))
+    env.reset(seed=0)
+    for _ in range(3):
+        with pytest.raises(InvalidAction, match="ends after 2 tokens"):
+            env.step(np.array([1, 2]))
+    _, _, terminated, truncated, info = env.step(np.array([1, 2, 3]))
+    assert (terminated, truncated, info["tokens"], info["episode"]["l"]) == (True, False, 3, 3)

@@ -14,8 +14,10 @@ from textgym_agents.datasets import play_episodes, record
 
 from textgym import TokenEnv, TokenVectorEnv
 from textgym.lm.reference import UniformReference, restricted
+from textgym.sampling import play
 from textgym.solver import solve
 from textgym.state import TokenState
+from textgym.task import make_reference
 
 pytest.importorskip("minari")
 pytest.importorskip("h5py")
@@ -185,3 +187,73 @@ def test_bad_commands_are_told_in_one_line(words, parts, tmp_path, capsys, monke
     code, _, err = run(capsys, "record", "Copy-v0", "--agent", "random", *words)
     assert_one_line(code, err, *parts)
     assert [path.name for path in tmp_path.iterdir()] == ["there-v0"]
+
+
+class Told:
+    """An agent that says one row of numbers, or acts."""
+
+    def __init__(self, task, row=None, acts=None):
+        self.task, self.row, self.acts = task, row, acts
+
+    def log_probs(self, observation):
+        if self.row is None:
+            return None
+        return np.tile(np.asarray(self.row, dtype=np.float64), (len(observation["input_ids"]), 1))
+
+    def act(self, observation, deterministic=False):
+        return self.acts(len(observation["input_ids"]))
+
+    def own_reference(self):
+        return None
+
+
+def test_what_is_recorded_is_the_policy_that_is_evaluated():
+    task = tiny_task()
+    plain = list(play_episodes(Told(task, [np.log(0.5), np.log(0.25), np.log(0.25), -np.inf]), task, 20, seed=3))
+    more = list(play_episodes(Told(task, [np.log(2) + 3, 3, 3, -np.inf]), task, 20, seed=3))
+    for one, other in zip(plain, more, strict=True):
+        assert one.actions.tolist() == other.actions.tolist()
+        np.testing.assert_allclose(one.log_probs, other.log_probs)
+    # Probability on a token that is never legal is shared out among the others.
+    copy = make_env("textgym/Copy-v0", 2).unwrapped.task
+    for episode in play_episodes(Told(copy, np.zeros(copy.vocabulary.size)), copy, 50):
+        assert copy.vocabulary.allowed[episode.actions].all()
+        np.testing.assert_allclose(episode.log_probs, -np.log(copy.vocabulary.allowed.sum()))
+
+
+@pytest.mark.parametrize(
+    ("row", "acts", "message"),
+    [
+        ([np.nan] * 4, None, "policy: log_probs holds NaN"),
+        ([0.0] * 3, None, r"policy: log_probs returned shape \(1, 3\), allowed is \(1, 4\)"),
+        (None, lambda rows: np.full(rows, 1.7), r"policy: act returned float64 \(1,\), allowed are integers \(1,\)"),
+        (None, lambda rows: np.ones(rows + 5, int), r"act returned int64 \(6,\), allowed are integers \(1,\)"),
+        (None, lambda rows: None, r"act returned object \(\), allowed are integers"),
+        (None, lambda rows: 1, r"act returned int64 \(\), allowed"),
+        (None, lambda rows: np.array(["1"] * rows), "act returned <U1"),
+        (None, lambda rows: (np.ones(rows, int), None), "act returned .*, allowed are integers"),
+    ],
+)
+def test_what_an_agent_says_is_checked_where_it_is_recorded_and_where_it_is_evaluated(row, acts, message):
+    task = tiny_task()
+    with pytest.raises(ValueError, match=message):
+        list(play_episodes(Told(task, row, acts), task, 1))
+    with pytest.raises(ValueError, match=message):
+        play(Told(task, row, acts), task, per_prompt=1, prompt_index=[0])
+
+
+def test_a_policy_that_writes_into_what_it_sees_changes_nothing():
+    task = tiny_task()
+    reference = make_reference(task)
+
+    class Scribbles(Told):
+        def log_probs(self, observation):
+            found = np.array(reference.log_probs({name: array.copy() for name, array in observation.items()}))
+            observation["input_ids"][:] = 1
+            observation["attention_mask"][:] = 1
+            return found
+
+    assert np.abs(play(Scribbles(task), task, reference=reference).kl).max() < 1e-9
+    for episode in play_episodes(Scribbles(task), task, 4):
+        np.testing.assert_allclose(episode.log_probs, episode.reference_log_probs)
+        assert not episode.attention_mask[0].all()

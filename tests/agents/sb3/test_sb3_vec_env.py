@@ -22,6 +22,7 @@ from textgym.wrappers import (
     LMFeatures,
     ReferenceReward,
     TopKActions,
+    VectorActionMaskInfo,
     VectorLMFeatures,
     VectorReferenceReward,
     VectorTopKActions,
@@ -200,3 +201,23 @@ def test_observations_that_a_step_changes_are_refused() -> None:
     for each in (env, RecordEpisodeStatistics(env)):
         with pytest.raises(ValueError, match="copy=False: Stable-Baselines3 keeps observations"):
             SB3VecEnv(each)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_infos_of_vector_wrappers_are_of_their_episode(mode: AutoresetMode) -> None:
+    theirs = DummyVecEnv([lambda: gym.wrappers.RecordEpisodeStatistics(TokenEnv("Copy"))] * 2)
+    ours = SB3VecEnv(RecordEpisodeStatistics(TokenVectorEnv("Copy", 2, autoreset_mode=mode)))
+    for env in (ours, theirs):
+        env.seed(0)
+        env.reset()
+    for _ in range(7):
+        found, expected = (env.step(np.array([1, 2]))[3] for env in (ours, theirs))
+        for one, other in zip(found, expected, strict=True):
+            assert one.keys() == other.keys()
+            assert ("episode" in one) == ("terminal_observation" in one)
+            if "episode" in one:
+                assert (one["episode"]["r"], one["episode"]["l"]) == (other["episode"]["r"], other["episode"]["l"])
+        assert [sorted(info) for info in ours.reset_infos] == [["prompt", "prompt_index"]] * 2
+    masked = SB3VecEnv(VectorActionMaskInfo(TokenVectorEnv("Copy", 2, autoreset_mode=mode)))
+    masked.reset()
+    assert all("action_mask" in info for info in masked.step(np.array([1, 2]))[3])
