@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ class Reference(Protocol):
         """
 
 
-def log_probs_of(policy: object, observation: Observation, size: int, argument: str) -> NDArray[Any]:
+def log_probs_of(policy: object, observation: Observation, size: int, argument: str) -> LogProbs:
     """Return what a policy's, or a reference's, `log_probs` says of observations.
 
     Args:
@@ -46,7 +46,7 @@ def log_probs_of(policy: object, observation: Observation, size: int, argument: 
     return checked_shape(table, observation, size, argument)
 
 
-def checked_shape(table: object, observation: Observation, size: int, argument: str) -> NDArray[Any]:
+def checked_shape(table: object, observation: Observation, size: int, argument: str) -> LogProbs:
     """Return log-probabilities as an array. Args: as `log_probs_of`. Raises: ValueError if it is not (B, V)."""
     found, shape = np.asarray(table), (len(observation["input_ids"]), size)
     if found.shape != shape:
