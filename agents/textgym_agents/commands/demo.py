@@ -12,7 +12,7 @@ from textgym.commands.console import folded, number, output, table, untrusted, u
 from textgym.commands.flags import parse_pair
 from textgym.evaluate import EvaluationResult
 from textgym_agents.commands.running import TrainDisplay, measures_table, watched_run
-from textgym_agents.config import LMPPOConfig, TrainSettings
+from textgym_agents.config import LMPPOConfig, TrainSettings, integer
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import Training
 from textgym_agents.training.measures import spread
@@ -40,6 +40,7 @@ class DemoSettings:
     """Prompts whose answers are shown."""
 
     def __post_init__(self) -> None:
+        integer(self, "prompts", 0)
         self.plan()
 
     def plan(self) -> TrainSettings:
