@@ -160,8 +160,19 @@ def test_completions_that_all_agree_are_not_exact_and_the_interval_covers() -> N
     none = [each for each in found if each["pass"][1].mean == 0]
     assert len(none) > 30
     assert not any(each["pass"][1].exact for each in found)
-    # The rule of three: 3 / 16 of the probability may be right, which four draws find with at most 12 / 16.
-    assert none[0]["pass"][1].high == 3 / 16
-    assert none[0]["pass"][4].high == 12 / 16
+    # The rule of three: 3 / 16 of the probability may be right, whatever k is; four draws find it so often:
+    for k, high in ((1, 3 / 16), (4, 1 - (13 / 16) ** 4)):
+        assert none[0]["pass"][k].high == pytest.approx(high)
+        assert none[0]["avg"][k].high == none[0]["majority"][k].high == 3 / 16
     for k, truth in ((1, 0.05), (4, 1 - 0.95**4)):
         assert sum(each["pass"][k].low <= truth <= each["pass"][k].high for each in found) >= 90
+
+
+@pytest.mark.parametrize(("right", "k", "low"), [(10, 1, 0.7), (10, 5, 1 - 0.3**5), (9, 5, 1 - 0.4**5)])
+def test_where_no_completion_decides_pass_at_k_has_the_interval_of_the_share(right: int, k: int, low: float) -> None:
+    # 3 of 10 more may be wrong, by the rule of three; with 9 right any five hold a right one.
+    answers = ["1"] * right + ["0"] * (10 - right)
+    gold = [1.0] * right + [0.0] * (10 - right)
+    found = at_k(make_task("Arithmetic"), episodes(answers, gold), [k], right=1.0)
+    assert (found["pass"][k].mean, found["pass"][k].high) == (1.0, 1.0)
+    assert found["pass"][k].low == pytest.approx(low)

@@ -353,7 +353,7 @@ def long_task(tokens):
     return make_task("Text", prompts=["a"], tokenizer=words, reward=share, max_new_tokens=tokens, beta=0.5)
 
 
-@pytest.mark.parametrize("more", [0.0, 3.0, -3.0, 1000.0])
+@pytest.mark.parametrize("more", [0.0, 3.0, -3.0, 1000.0, -1000.0])
 def test_numbers_that_are_no_log_probabilities_yet_are_normalised_solved_or_sampled(more):
     logits = np.array([-2.0, -1.0, -2.0])
     probs = np.exp(logits) / np.exp(logits).sum()

@@ -328,3 +328,12 @@ class Constant:
 def test_a_maximum_that_no_float32_equals_is_reached(maximum):
     task = make_task("Text", prompts=["a"], tokenizer=["a", "b", "<end>"], reward=Constant(maximum), max_new_tokens=2)
     assert sampled(task, each=32).value.mean == pytest.approx(maximum)
+
+
+def test_what_was_not_drawn_lies_where_it_is_worth_most():
+    # Nine prompts at the maximum, one that earns nothing: 3 / n of the probability in that one alone, by hand.
+    values, each, beta = np.array([1.0] * 9 + [0.0]), 128, 0.05
+    returns = np.repeat(values[:, None], each, axis=1) + np.where(np.arange(each) == 0, -1e-3, 0.0)
+    samples = Samples(returns, np.zeros_like(returns), np.full(10, 0.1), each, 1.0, np.zeros((10, 1, 1), np.int32))
+    found = estimated(samples, beta, "eval")
+    assert found.room == pytest.approx(0.1 * beta * math.log(1 + 3 / each * math.exp(1 / beta)), rel=0.02)

@@ -200,3 +200,12 @@ def test_a_solution_of_another_split_knows_no_prompt_of_this_one():
         env.reset(options={"prompt_index": index})
         with pytest.raises(ValueError, match="by: the solution does not know prompt 'copy"):
             Tree(env).root.best(1, solution)
+
+
+@pytest.mark.parametrize("value", [3.0, -np.log(7), -800.0, 0])
+def test_a_plan_normalises_over_the_legal_tokens_as_sampling_and_the_solver_do(value):
+    env = TokenEnv("Stop")  # 7 ids, of which 3 are ever legal
+    env.reset(seed=0)
+    policy = Bad(np.full((1, 7), value))
+    (best,) = Tree(env).root.best_leaves(1, policy)
+    assert best[1] == pytest.approx(-np.log(3))

@@ -380,11 +380,3 @@ def test_a_state_that_is_given_as_it_lives_is_seen_to_change():
     with pytest.raises(UnsolvableError, match="changes while it scores"):
         solve(make_task("Text", reward=reward, **SMALL_TEXT))
     assert reward.state == {"count": 0}
-
-
-@pytest.mark.parametrize("gamma", [0.5, 1.0])
-def test_a_potential_is_discounted_as_its_task_is(gamma):
-    task = small_task(gamma=0.8, reward=Paid("difference", 0.8))
-    with pytest.raises(ValueError, match=f"gamma={gamma}: the reward's potential is discounted by 0.8"):
-        solve(task, gamma=gamma)
-    assert solve(task, gamma=0.8).objective == solve(task).objective

@@ -321,7 +321,7 @@ def at_k(task: Task, episodes: PromptEpisodes, ks: Sequence[int], right: float |
     k), whether any is right, and whether the answer that most of them give is right, where ties are broken at random.
     Answers are the same where they mark the same final answer, compared as numbers where they are numbers. Intervals
     are normal ones, with the jackknife's variance over the completions of each prompt; NaN for one completion. Where
-    those of each prompt all agree the rule of three takes its place: 3 / n of their probability may be another.
+    that variance is 0 the rule of three takes its place: as 3 / n of the probability may be seen in no completion.
 
     Args:
         episodes: of `play` or an `EvaluationResult`; n completions a prompt.
@@ -345,14 +345,19 @@ def at_k(task: Task, episodes: PromptEpisodes, ks: Sequence[int], right: float |
     correct = scores >= least - 1e-9  # (P, n)
     answers = [_answers(row, ok) for row, ok in zip(episodes.written, correct, strict=True)]
     found: AtK = {name: {} for name in ("avg", "pass", "majority")}
+    unseen = 3.0 * episodes.weights.max() / count
     for k in ks:
         each = [[*_passes(ok, k), _votes(*own, k)] for ok, own in zip(correct, answers, strict=True)]
         table = np.array(each)  # (P, 3, 2): values and their variances
         means, widths = episodes.weights @ table[..., 0], 1.96 * np.sqrt(episodes.weights**2 @ table[..., 1])
         for name, mean, width in zip(found, means.tolist(), widths.tolist(), strict=True):
-            width = width or min(1.0, 3.0 * k * episodes.weights.max() / count)
-            low, high = np.clip([mean - width, mean + width], 0.0, 1.0).tolist()
-            found[name][k] = Estimate(mean, low, high)
+            ends = np.array([mean - width, mean + width])
+            if width == 0:  # none of the ways to leave a completion out tells anything: the rule of three
+                ends = np.array([mean - unseen, mean + unseen])
+                if name == "pass":
+                    shares = np.clip(correct.mean(1) + np.array([[-unseen], [unseen]]), 0.0, 1.0)  # (2, P)
+                    ends = np.sort([mean, *(1.0 - (1.0 - shares) ** k) @ episodes.weights])[[0, -1]]
+            found[name][k] = Estimate(mean, *np.clip(ends, 0.0, 1.0).tolist())
     return found
 
 

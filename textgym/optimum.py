@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -213,15 +212,22 @@ def estimated(samples: Samples, beta: float, split: str, seed: int = 0) -> Optim
 def _room(samples: Samples, found: Tilt, beta: float) -> float:
     """Return how much higher J* may be, with 95%, where all that the reference has not drawn earns the maximum.
 
-    n completions of each prompt leave undrawn, with 95%, no more probability than 3 / n of all prompts together. Nobody
-    knows without a `maximum`, or with proposals: 0. What `Tilt.unseen` counts is in its replicates.
+    n completions of each prompt leave undrawn, with 95%, no more probability than 3 / n of all prompts together, m_p of
+    prompt p. Where the sum of w_p beta log(E_p + m_p) is greatest, E_p = exp((V_p - maximum) / beta), all prompts with
+    any have the same w_p / (E_p + m_p). Nobody knows without a `maximum`, or with proposals: 0. What `Tilt.unseen`
+    counts is in its replicates.
     """
-    if samples.maximum is None or samples.policies > 1:
+    known = ~found.unseen & (samples.weights > 0)
+    if samples.maximum is None or samples.policies > 1 or not known.any():
         return 0.0
-    share = math.log(3.0 / (samples.each * len(found.values)))
-    raised = beta * np.logaddexp(found.values / beta, samples.maximum / beta + share)
-    more = np.maximum(np.minimum(raised, samples.maximum) - found.values, 0.0)
-    return float(more @ np.where(found.unseen, 0.0, samples.weights))
+    weights, values = samples.weights[known], found.values[known]
+    low = np.exp(np.minimum(values - samples.maximum, 0.0) / beta)
+    order = np.argsort(low / weights)
+    levels = (3.0 / samples.each + np.cumsum(low[order])) / np.cumsum(weights[order])
+    level = levels[np.flatnonzero(levels > (low / weights)[order])[-1]]
+    with np.errstate(divide="ignore"):
+        raised = samples.maximum + beta * np.log(np.minimum(np.maximum(weights * level, low), 1.0))
+    return float(weights @ np.maximum(raised - values, 0.0))
 
 
 def optimality_of(objective: float, replicates: Floats, optimum: Optimum) -> Estimate | None:

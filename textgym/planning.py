@@ -19,8 +19,9 @@ from numpy.typing import ArrayLike
 from textgym.checks import Bools, Floats, check_count
 from textgym.env import TokenEnv
 from textgym.episodes import Episodes
-from textgym.lm.reference import Observation, Reference, log_probs_of, restricted
+from textgym.lm.reference import Observation, Reference, log_probs_of
 from textgym.rewards.scorer import scorers_restored
+from textgym.sampling import legal_log_probs
 from textgym.solver.solution import Solution
 from textgym.state import TokenState
 from textgym.task import refuse_turns
@@ -167,11 +168,12 @@ class Tree:
         if isinstance(by, Solution):
             return [_optimal_values(by, parent, len(own)) for parent, own in zip(parents, families, strict=True)]
         if isinstance(by, Reference):
-            table = log_probs_of(by, self.observations(parents), self.task.vocabulary.size, "by").astype(np.float64)
-            if not (table < np.inf).all():
-                raise ValueError("by: log_probs holds NaN or +inf, allowed are numbers <= 0 and -inf")
-            table = restricted(table, None if self.task.mask is None else self._masks(parents))
-            return [table[i, [node.state.completion[-1] for node in own]] for i, own in enumerate(families)]
+            seen, allowed = self.observations(parents), self.task.vocabulary.allowed
+            said = log_probs_of(by, seen, len(allowed), "by").astype(np.float64)
+            masks = None if self.task.mask is None else self._masks(parents)
+            table = legal_log_probs(said, seen, np.arange(len(parents)), masks, allowed, "by")
+            places = [[node.state.completion[-1] for node in own] for own in families]
+            return [table[i, own].astype(np.float64) for i, own in enumerate(places)]
         if by is not None and not callable(by):
             raise TypeError(
                 f"by={by!r:.80}: allowed are None, a Solution, log_probs(observation), or a function of nodes"

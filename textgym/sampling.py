@@ -293,14 +293,17 @@ def legal_log_probs(
     Raises: ValueError for another shape, NaN, +inf, or a row without any probability.
     """
     logs: LogProbs = checked_shape(table, observation, len(allowed), argument)[rows]
+    logs = logs if logs.dtype.kind == "f" else logs.astype(np.float64)
     if masks is None and not allowed.all() and (logs[:, ~allowed] > -np.inf).any():
         masks = np.broadcast_to(allowed, logs.shape)
     logs = restricted(logs, masks)
     with np.errstate(over="ignore", invalid="ignore"):
         totals = np.exp(logs).sum(1)
-        if (off := ~(np.abs(totals - 1) <= _ROUNDING)).any():
+        off = ~(np.abs(totals - 1) <= _ROUNDING)
+        nothing = np.isneginf(logs[off]).all(1).any()
+        if off.any():
             logs[off] = restricted(logs[off], np.ones_like(logs[off], dtype=np.bool_))
-    if np.isnan(logs[off]).any() or not totals.all():
+    if nothing or np.isnan(logs[off]).any():
         raise ValueError(f"{argument}: log_probs holds NaN or +inf, or a row of -inf; allowed are numbers <= 0")
     return logs
 

@@ -23,6 +23,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
 from textgym.checks import Floats, JsonObject, check_number
+from textgym.commands.console import script
 from textgym.files import plain, read_json, reading, write_json, write_text
 from textgym_benchmarks.commands.bench import LiveTable
 from textgym_benchmarks.pages import interval, markdown
@@ -30,7 +31,7 @@ from textgym_benchmarks.results.format import FORMAT
 from textgym_benchmarks.results.rows import settled
 from textgym_benchmarks.results.store import Result
 from textgym_benchmarks.run.runner import BenchInterrupted, run_suite
-from textgym_benchmarks.selection import LARGEST_ENTRY, Entrant, read_entrant
+from textgym_benchmarks.selection import LARGEST_ENTRY, Entrant, check_day, read_entrant
 from textgym_benchmarks.statistics import Interval, leads, mean_of_runs
 from textgym_benchmarks.suite import Cell, Evaluation, Suite, check_integer, from_fields
 from textgym_benchmarks.suite_folder import RUN_COUNTED
@@ -95,6 +96,7 @@ class Attempt:
     def __post_init__(self) -> None:
         if self.seeds != [each.seed for each in self.unit] or len({*self.seeds}) < len(self.seeds):
             raise ValueError(f"entry: has the seeds {self.seeds}; allowed are different ones, which `unit` has too")
+        check_day("started", self.started)
         if not isinstance(self.machine, str) or not isinstance(self.versions.get("source"), str):
             raise ValueError(
                 f"machine={self.machine!r}, versions={self.versions!r}: allowed are texts, one the source's"
@@ -282,7 +284,8 @@ def read_claim(path: Path, challenge: Challenge = HELPFUL) -> Claimed:
     with reading(place, "the claim"):
         if data.pop("format") != FORMAT:
             raise ValueError(f"its format is another than {FORMAT}")
-        entrant, rerun = from_fields(Entrant, data["entrant"]), data["rerun"] and Attempt.from_json(data["rerun"])
+        entrant, rerun = from_fields(Entrant, data["entrant"]), data["rerun"]
+        rerun = None if rerun is None else Attempt.from_json(rerun)
         parts = {"entrant": entrant, "claim": Attempt.from_json(data["claim"]), "rerun": rerun}
         found = from_fields(Claimed, data | parts)
     if found.source != digest(path):
@@ -362,4 +365,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -306,6 +306,14 @@ def check_settings(settings: Settings, agents: Sequence[str]) -> None:
         make_config(agent_class(agent), parted(own)[0])
 
 
+def check_day(name: str, value: object) -> None:
+    """Raise ValueError unless a value is a date as ISO 8601 writes it."""
+    try:
+        date.fromisoformat(str(value))
+    except ValueError as error:
+        raise ValueError(f"{name}={value!r}: allowed is a date such as 2026-11-27") from error
+
+
 @dataclass(frozen=True)
 class Entrant:
     """What the dictionary ENTRY of an entry's file says.
@@ -330,10 +338,7 @@ class Entrant:
                 raise ValueError(f"{name}={value!r}: allowed is a text of one line")
         if not isinstance(self.settings, Mapping) or "seed" in self.settings:
             raise ValueError(f"settings={self.settings!r}: allowed are JSON values by name, and no seed")
-        try:
-            date.fromisoformat(self.date)
-        except ValueError as error:
-            raise ValueError(f"date={self.date!r}: allowed is a date such as 2026-11-27") from error
+        check_day("date", self.date)
 
 
 def read_entrant(path: Path) -> Entrant:

@@ -404,7 +404,7 @@ def test_a_curriculum_is_no_gain_on_the_prompts_trained_on():
 
     assert diagnosed("held-out gap", rows()).startswith("ALARM")
     assert diagnosed("held-out gap", rows(**{"curriculum/prompts": 32.0})) == (
-        "not judged: needs a run without curriculum/prompts"
+        "not judged: not with curriculum/prompts"
     )
 
 
@@ -412,3 +412,25 @@ def test_texts_that_value_a_state_do_not_hide_a_failing_reward():
     rows = [{"episode": 250 * at, "vine/rollouts": 234, "reward/failures": at} for at in range(1, 6)]
     assert diagnosed("reward failures", rows).endswith(": 0.0625")  # 1 of 16 played; without the others 1 of 250
     assert diagnosed("reward failures", [{**row, "vine/rollouts": 0} for row in rows]) == "ok"
+
+
+@pytest.mark.slow
+def test_the_luckiest_single_evaluations_are_no_three_in_a_row():
+    generator = np.random.default_rng(0)
+    for _ in range(3):
+        noise = generator.normal(size=(2, 400))
+        rows = [{"objective/scores": 0.02 * at + a, "eval/gold": b} for at, (a, b) in enumerate(noise.T)]
+        assert diagnosed("reward hacking", rows) == "ok"
+    # Kept are three that followed each other, however lucky single ones have been.
+    doctor = Doctor(say=lambda line: None)
+    for at in range(400):
+        doctor.see({"iteration": at, "eval/gold": 5.0 * (at % 40 == 0) + 1.0 * (at in (200, 201, 202))})
+    kept = [row["doctor/golds"] for row in doctor._rows if row.get("eval/gold", 0.0) > 0]
+    assert {201, 202, 203} <= {*kept}
+
+
+def test_what_values_a_state_is_no_part_of_a_batch():
+    rows = [{"episode": 316 * at, "vine/rollouts": 300, "objective/kl": -0.15} for at in range(1, 6)]
+    assert diagnosed("KL explosion or negative KL", rows) == "ok"  # -0.2 of 16
+    rows = [{**row, "vine/rollouts": 0} for row in rows]
+    assert diagnosed("KL explosion or negative KL", rows).startswith("ALARM")

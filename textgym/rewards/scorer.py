@@ -141,7 +141,10 @@ class Scorer:
         self._caller.load_state_dict(state["reward"])
 
     def load_shares(self, states: Sequence[JsonObject], rank: int, world: int) -> None:
-        """Go on as one of `world` processes from the states of several, whose counts together stay what they were."""
+        """Go on as one of several processes from the states of as many, or of others; their counts together stay.
+
+        Args: states: of each process, as `state_dict` returned them. rank: of this process, 0..world - 1.
+        """
         self.load_state_dict(states[rank if len(states) == world else 0])
         if len(states) != world:  # the first process takes all counts
             own = states if rank == 0 else []

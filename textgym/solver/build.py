@@ -28,10 +28,11 @@ def check_beta(task: Task, beta: float | None) -> float:
 def check_gamma(task: Task, gamma: float | None) -> float:
     """Return gamma, or the task's for None.
 
-    Raises: ValueError unless it lies in [0, 1], is 1 in a task with turns, or that of the reward's potential.
+    What a potential pays keeps the task's own gamma: at another one its differences do not add up to the reward, and
+    the optimum is another.
+
+    Raises: ValueError unless it lies in [0, 1], or is 1 in a task with turns.
     """
-    if task.scorer.pay == "difference" and gamma not in (None, task.gamma):
-        raise ValueError(f"gamma={gamma}: the reward's potential is discounted by {task.gamma}; they must be equal")
     if task.turns is not None and gamma not in (None, 1):
         raise ValueError(f"gamma={gamma}: in a task with turns allowed is 1")
     return check_number("gamma", task.gamma if gamma is None else gamma, 0, 1, GAMMA)

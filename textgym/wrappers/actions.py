@@ -329,7 +329,7 @@ class TurnEnv(SingleWrapper):
 
     An action is an array of T ids, T the budget of a turn. Its turn ends as it does token by token; what stands behind
     the end is ignored, so every action is one, and many are the same: the probability of a turn is that of its tokens
-    up to its end. An array that is shorter and gets there is taken, too.
+    up to its end. An array that is shorter and gets there is taken, too. A time limit belongs around this wrapper.
 
     The reward is that of all tokens written, that of the t-th times gamma^(t - 1), unless `ReferenceReward` below has
     discounted it. The info is that of the last one and `tokens` (int), how many were written.

@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
     findings = check(
         flags.agent,
         _chosen(flags.only),
-        settings=env_options(flags.settings, "--settings"),
+        settings=env_options(flags.settings, "--settings", taken=()),
         learning_tasks={name: replace(task, episodes=flags.episodes) for name, task in DEFAULT_TASKS.items()},
     )
     if flags.json:

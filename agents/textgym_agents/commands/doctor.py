@@ -103,5 +103,5 @@ def _show(examined: Examined) -> None:
     written = [row for row in samples if since and row["iteration"] >= min(since)]
     if written:
         console.print(untrusted(f"written at iteration {written[0]['iteration']}: {written[0]['completion']!r:.200}"))
-    missing = sum(bool(each.missing) and not each.alarms for each in found)
+    missing = sum(not each.judged for each in found)
     console.print(f"{ill} alarm{'s' * (ill != 1)}, {len(found) - ill - missing} ok, {missing} not judged")

@@ -55,7 +55,7 @@ class RegretFlags:
 def main(arguments: list[str]) -> None:
     """Run the command."""
     flags = parse(RegretFlags, arguments, "regret")
-    settings = env_options(flags.settings, "--settings")
+    settings = env_options(flags.settings, "--settings", taken=())
     if given := sorted({"simulations", "widening"} & settings.keys()):
         raise UsageError(f"--settings {given[0]}: allowed is --{given[0]}, which takes several")
     env_id = find_id(flags.id)

@@ -154,7 +154,7 @@ def flags_of(settings: FitSettings) -> list[str]:
         flag = name.replace("_", "-")
         if value == getattr(default, name):
             continue
-        if isinstance(value, bool):
+        if isinstance(value, bool) and isinstance(getattr(default, name), bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             words += [f"--{flag}", str(value)]
@@ -171,11 +171,17 @@ def digest(source: str | Path) -> str:
 
 
 def check_same(out: Path, config: Mapping[str, object]) -> None:
-    """Raise ValueError unless the run in a folder is of this format, and was started with these settings and data."""
+    """Raise ValueError unless the run in a folder is of this format, and was started with these settings and data.
+
+    What says nothing of the run may differ: where it computes, and how many demonstrations beside a file of them.
+    """
     before = RunFolder(out).config()
+    of_a_file = not str(config.get("data", "world:")).startswith("world:")
+    free = {"device"} | ({"demonstrations"} if of_a_file else set())
+    free |= {"demonstration_count"} if config.get("demonstrations") else set()
     for name, asked in config.items():
         had = before.get(name)
-        if asked == had:
+        if asked == had or name in free:
             continue
         if name == "read":
             raise ValueError(f"{out}: the data have changed since the run was started")

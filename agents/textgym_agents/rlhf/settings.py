@@ -188,9 +188,8 @@ class OveroptimiseSettings:
             values = getattr(self, name)
             fits = all(isinstance(value, int) and 1 <= value <= MOST_ROWS for value in values)
             different = name == "reward_model_epochs" or len({*values}) == len(values)
-            require(
-                name, values, bool(values) and fits and different, f"one or more different integers in 1..{MOST_ROWS}"
-            )
+            what = "one or more integers" if name == "reward_model_epochs" else "one or more different integers"
+            require(name, values, bool(values) and fits and different, f"{what} in 1..{MOST_ROWS}")
         fits = all(is_finite(beta) and beta >= 0 for beta in self.betas)
         fits = fits and bool(self.betas) and len({*self.betas}) == len(self.betas)
         require("betas", self.betas, fits, "one or more different finite numbers >= 0")

@@ -25,7 +25,10 @@ from textgym_agents.training.evidence import (
     objectives,
     pays,
     recent,
+    rounding,
     series,
+    span,
+    unbroken,
 )
 
 Check = Callable[[Sequence[Row]], float | None]
@@ -107,16 +110,6 @@ def equal_groups(rows: Sequence[Row]) -> float | None:
     spreads, scores = series(rows, "objective/scores_std")[-FEW:], series(rows, "objective/scores")[-FEW:]
     differ = max(*spreads, span(scores), 0.0) > rounding(rows)
     return throughout("val/equal_groups", 1.0, FEW)(rows) if differ else None
-
-
-def span(values: Sequence[float]) -> float:
-    """Return how far values lie apart; 0 for none."""
-    return max(values, default=0.0) - min(values, default=0.0)
-
-
-def rounding(rows: Sequence[Row]) -> float:
-    """Return by how much the means of equal rewards may differ in float32."""
-    return 1e-6 * max([1.0, *map(abs, series(rows, "objective/scores"))])
 
 
 def useless_critic(rows: Sequence[Row]) -> float | None:
@@ -204,10 +197,11 @@ def hacked(rows: Sequence[Row]) -> float | None:
     proxy = "eval/reward" if known and "eval/reward" in known[-1] else "objective/scores"
     known = [row for row in known if proxy in row]
     count = 1 if all(half_width(row, "eval/gold") > 0 for row in known) else FEW
-    earlier = means(series(known, "eval/gold"), count)[:-count]
+    golds = means(series(known, "eval/gold"), count)
+    earlier = [at for at in unbroken(known, "doctor/golds", count) if at <= len(known) - 2 * count]
     if not earlier:
         return None
-    best = max(range(len(earlier)), key=earlier.__getitem__)
+    best = max(earlier, key=golds.__getitem__)
     compared = max(len(earlier), int(known[-1].get("doctor/golds", 0)) - 2 * count + 1)  # rows may have been left out
     limit = NormalDist().inv_cdf(1 - 0.002 / (compared * (compared + 1)))
     change, fallen = moved(known, "eval/gold", best, count)

@@ -12,8 +12,8 @@ from typing import Final, SupportsFloat
 from textgym.checks import JsonObject
 from textgym.task import Task
 from textgym_agents.protocol import Callback, Metrics
-from textgym_agents.training.conditions import CONDITIONS, Condition, rounding
-from textgym_agents.training.evidence import FEW, Row
+from textgym_agents.training.conditions import CONDITIONS, Condition
+from textgym_agents.training.evidence import FEW, Row, rounding, unbroken
 
 _RECENT: Final = 30  # rows that are kept, beside the first few and as many evaluations
 _WORTH: Final = ("objective/rlhf_reward", "objective/scores")
@@ -138,20 +138,30 @@ class Diagnosis:
 
     Args:
         alarms: the times that it held, oldest first.
-        missing: the metrics for want of which it was not judged, or those that stand in the way.
+        missing: the metrics for want of which it was never judged.
         rows: how many have been seen.
+        hindered: metrics that make its number mean something else, so that it is not judged.
     """
 
     condition: Condition
     alarms: tuple[Alarm, ...]
     missing: tuple[str, ...]
     rows: int
+    hindered: tuple[str, ...] = ()
+
+    @property
+    def judged(self) -> bool:
+        """Whether it could be."""
+        return bool(self.alarms) or not (self.missing or self.hindered)
 
     @property
     def verdict(self) -> str:
         """What a table says: ok, the alarm with its number, or why it was not judged."""
+        if not self.judged:
+            needs = f"needs {', '.join(self.missing)}" if self.missing else f"not with {', '.join(self.hindered)}"
+            return f"not judged: {needs}"
         if not self.alarms:
-            return f"not judged: needs {', '.join(self.missing)}" if self.missing else "ok"
+            return "ok"
         last = max(self.alarms, key=lambda alarm: alarm.row)
         if self.rows - last.row <= _QUIET:
             return f"ALARM since iteration {last.since}: {last.found}"
@@ -166,8 +176,9 @@ class Diagnosis:
         """Return the diagnosis as JSON values; where a metric is no finite number, null and that metric."""
         return {
             "condition": self.condition.name,
-            "verdict": "alarm" if self.alarms else "not judged" if self.missing else "ok",
+            "verdict": "alarm" if self.alarms else "ok" if self.judged else "not judged",
             "needs": list(self.missing),
+            "hindered": list(self.hindered),
             "alarms": [
                 {"since": each.since, "last": each.last, "number": None if each.broken else each.number}
                 | ({"broken": each.broken} if each.broken else {})
@@ -260,20 +271,25 @@ class Doctor:
             name = next((name for name in condition.finite or condition.needs[:1] if name in broken), None)
             if name is not None:
                 lines += self._heard(condition, numbers[name], broken[name])
-            elif not self._missing(condition) and (number := condition.check(self._rows)) is not None:
+            elif (
+                not (self._missing(condition) or self._hindered(condition))
+                and (number := condition.check(self._rows)) is not None
+            ):
                 lines += self._heard(condition, number)
         return lines
 
     def findings(self) -> list[Diagnosis]:
         """Return what is known of every condition."""
         return [
-            Diagnosis(condition, tuple(self._alarms[condition.name]), self._missing(condition), self._count)
-            for condition in CONDITIONS
+            Diagnosis(each, tuple(self._alarms[each.name]), self._missing(each), self._count, self._hindered(each))
+            for each in CONDITIONS
         ]
 
     def _missing(self, condition: Condition) -> tuple[str, ...]:
-        missing = tuple(name for name in condition.needs if name not in self._seen)
-        return missing or tuple(f"a run without {name}" for name in condition.without if name in self._seen)
+        return tuple(name for name in condition.needs if name not in self._seen)
+
+    def _hindered(self, condition: Condition) -> tuple[str, ...]:
+        return tuple(name for name in condition.without if name in self._seen)
 
     def _heard(self, condition: Condition, number: float, broken: str = "") -> list[str]:
         """Return a line where an alarm sets in; note that it lasts where it is not over."""
@@ -298,13 +314,14 @@ def _kept(rows: list[Row]) -> list[Row]:
     beside = {place + step for place in (*measured[:1], *measured[-_RECENT:]) for step in range(-FEW, 2)}
     varied = [place for place, row in enumerate(rows) if row.get("objective/scores_std", 0.0) > 0][-1:]
     name = next((each for each in _WORTH if any(each in row for row in rows)), _WORTH[-1])
-    best = {*_best(rows, name, FEW), *_best(rows, "eval/gold", 1), *_best(rows, "eval/gold", FEW)}
+    best = {*_best(rows, name, FEW, ""), *(at for n in (1, FEW) for at in _best(rows, "eval/gold", n, "doctor/golds"))}
     last = range(len(rows) - _RECENT, len(rows))
     return [rows[place] for place in sorted({*range(FEW), *beside, *varied, *best, *last} & {*range(len(rows))})]
 
 
-def _best(rows: Sequence[Row], name: str, count: int) -> Sequence[int]:
-    """Return the places of the `count` rows with a metric, one behind the other, in which it was best."""
+def _best(rows: Sequence[Row], name: str, count: int, counter: str) -> Sequence[int]:
+    """Return the places of the `count` rows with a metric, one behind the other (`unbroken`), in which it was best."""
     known = [place for place, row in enumerate(rows) if name in row]
-    runs = (known[first : first + count] for first in range(len(known) - count + 1))
+    starts = unbroken([rows[place] for place in known], counter, count)
+    runs = (known[at : at + count] for at in starts)
     return max(runs, key=lambda run: sum(rows[place][name] for place in run), default=[])

@@ -29,10 +29,30 @@ def objectives(rows: Sequence[Row]) -> list[float]:
     return series(rows, "objective/rlhf_reward") or series(rows, "objective/scores")
 
 
+def span(values: Sequence[float]) -> float:
+    """Return how far values lie apart; 0 for none."""
+    return max(values, default=0.0) - min(values, default=0.0)
+
+
+def rounding(rows: Sequence[Row]) -> float:
+    """Return by how much the means of equal rewards may differ in float32."""
+    return 1e-6 * max([1.0, *map(abs, series(rows, "objective/scores"))])
+
+
 def batch_of(rows: Sequence[Row]) -> float:
-    """Return the episodes of a batch: the least between two rows, as others may be left out; infinite if unknown."""
-    batches = (after - before for before, after in pairwise(series(rows, "episode")) if after > before)
-    return min(batches, default=math.inf)
+    """Return the episodes that a batch learns from, without those by which VinePPO values a state; infinite if unknown.
+
+    It is the least between two rows, as others may be left out.
+    """
+    known = pairwise(row for row in rows if "episode" in row)
+    sizes = (after["episode"] - before["episode"] - after.get("vine/rollouts", 0.0) for before, after in known)
+    return min((size for size in sizes if size > 0), default=math.inf)
+
+
+def unbroken(rows: Sequence[Row], counter: str, count: int) -> list[int]:
+    """Return the places from which `count` rows follow each other in the run, by a number that they may have."""
+    numbers = [row.get(counter, place) for place, row in enumerate(rows)]
+    return [at for at in range(len(rows) - count + 1) if numbers[at + count - 1] - numbers[at] == count - 1]
 
 
 def error_of(rows: Sequence[Row]) -> float:

@@ -128,7 +128,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def dry_run(suite: Suite, out: Path, flags: BenchFlags) -> None:
-    """Print the cells of a suite by kind, and what those without a result will take, judged by a probe of each kind."""
+    """Print the cells of a suite by kind, and what those to run will take, judged by a probe of each kind."""
     console, engine = output(), make_engine(flags.engine, flags.workers, flags.address)
     kinds: dict[str, list[Cell]] = {}
     for cell in suite.cells:
@@ -215,7 +215,7 @@ def _settings(words: Sequence[str]) -> dict[str, JsonObject] | None:
         agent, dot, name = place.rpartition(".")
         if not (equals and dot and agent):
             raise UsageError(f"--set {word!r}: allowed is AGENT.SETTING=VALUE, as in rloo.learning_rate=1e-3")
-        found.setdefault(agent, {}).update(env_options([f"{name}={value}"], "--set"))
+        found.setdefault(agent, {}).update(env_options([f"{name}={value}"], "--set", taken=()))
     return found or None
 
 

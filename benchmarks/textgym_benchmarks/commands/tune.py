@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> None:
     from textgym_benchmarks.engines import make_engine
     from textgym_benchmarks.tune import StudyPlan, Tuning
 
-    config = env_options(flags.set, "--set")
+    config = env_options(flags.set, "--set", taken=())
     if flags.model is not None and config.setdefault("model", flags.model) != flags.model:
         raise UsageError(f"--model {flags.model!r}: --set has model={config['model']!r}; allowed is one of the two")
     env = with_model(find_id(flags.id), env_options(flags.env), config.get("model"))

@@ -53,7 +53,7 @@ def is_of_kind(page: Path, kind: str) -> bool:
 
 
 def write_folder(folder: Path, contents: Mapping[str, str | bytes], kind: str) -> None:
-    """Write pages and what belongs to them, each file at once, the index last; remove what older pages stand beside.
+    """Write pages and what belongs to them, each file atomically, the index last; remove older pages of cells.
 
     Args:
         folder, kind: as `check_folder` takes them.

@@ -10,9 +10,10 @@ from textgym_agents.config import LMPPOConfig
 from textgym_agents.rlhf.inputs import load_base_lm
 from textgym_agents.rlhf.overoptimise import Overoptimisation, draw_overoptimisation
 from textgym_agents.rlhf.pipeline import PPO, PREFERENCES, REWARD_MODEL, SFT, Pipeline
-from textgym_agents.rlhf.runs import Stage, run_stages
-from textgym_agents.rlhf.settings import OveroptimiseSettings, RLHFSettings
+from textgym_agents.rlhf.runs import Stage, check_same, flags_of, run_stages
+from textgym_agents.rlhf.settings import OveroptimiseSettings, RLHFSettings, SFTSettings
 
+from textgym.commands.flags import parse
 from textgym.world import MODEL_PATH
 
 HELPFUL = "textgym/Helpful-v0"
@@ -186,3 +187,25 @@ def test_overoptimisation_has_a_curve_for_every_proxy_and_method(tmp_path):
     assert (tmp_path / "picture.png").stat().st_size > 10_000
     again = Overoptimisation(HELPFUL, settings, tmp_path / "run", Notes(), {"max_new_tokens": 24}).run()
     assert json.dumps(again) == json.dumps(result)
+
+
+def test_a_run_goes_on_elsewhere_and_whatever_counted_demonstrations_beside_a_file(tmp_path):
+    def begun(name, **config):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"format": 2, **config}))
+        return tmp_path / name
+
+    check_same(begun("a", data="x.jsonl", demonstrations=500), {"data": "x.jsonl", "demonstrations": 2000})
+    check_same(begun("b", device="auto"), {"device": "cpu"})
+    own = {"demonstrations": "x.jsonl", "demonstration_count": 500}
+    check_same(begun("c", **{**own, "demonstration_count": 100}), own)
+    with pytest.raises(ValueError, match=r"demonstrations=2000: the run in .* was started with 500"):
+        check_same(
+            begun("d", data="world:Helpful", demonstrations=500), {"data": "world:Helpful", "demonstrations": 2000}
+        )
+
+
+@pytest.mark.parametrize("chat", [None, True, False, "Q: {prompt}"])
+def test_the_command_that_goes_on_can_be_read(chat):
+    settings = SFTSettings(data="x", chat=chat)
+    assert parse(SFTSettings, flags_of(settings), "sft") == settings
