@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from textgym.rewards import make_reward
 from textgym.world import REWARD_MODEL_PATH
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]  # its training takes seven seconds
 
 
 @pytest.fixture
@@ -22,7 +22,6 @@ def chapter():
     return ran(8)
 
 
-@pytest.mark.long
 def test_8a_rules_add_up_terms(chapter):
     # By hand: content 0.6, courtesy 0.2, concision 0.1, ending 0.1; a wrong claim -0.2; a stray sentence halves.
     assert chapter["paid"] == pytest.approx([1.0, 0.8, -0.2, 0.4])
@@ -58,7 +57,6 @@ def test_8d_the_gradient_by_hand_is_autograds(chapter):
     assert f"{math.log(2):.6f}" in chapter.printed
 
 
-@pytest.mark.long
 def test_8e_training_a_head_beats_saying_nothing(chapter):
     differences, held = chapter["differences"].numpy(), chapter["held"]
     head = chapter["heads"][0.03].numpy()

@@ -229,8 +229,17 @@ def test_other_families(kind):
     check(kind)
 
 
+HEAVY = ("led", "pegasus_x")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", sorted(set(PAIRS) - {"mt5", "mbart", "prophetnet"}))
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[pytest.mark.long] if kind in HEAVY else [])
+        for kind in sorted(set(PAIRS) - {"mt5", "mbart", "prophetnet"})
+    ],
+)
 def test_every_family(kind):
     check(kind)
 
