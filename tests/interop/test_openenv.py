@@ -127,6 +127,8 @@ RAW = [
     ("{", "allowed is JSON"),
     ('{"type": "jump"}', "message type 'jump': not one of close, mcp, reset, state, step"),
     ('{"type": "step", "data": 5}', "allowed is"),
+    ('{"type": "step", "data": {"\\ud800": "x"}}', "in UTF-8"),  # half of a surrogate pair
+    ('{"type": "state", "data": {"a": ["\\ud800"]}}', "in UTF-8"),
     (b"\x00", "message: bytes; allowed is a text"),
     (" " * 5000, "message: 5000 bytes; allowed are at most 4096"),
 ]
