@@ -46,7 +46,19 @@ def test_ci_runs_the_readme_s_test_line():
     assert done.stdout == marked("tests") + "\n"
 
 
-PARTS = ["foreign", "project", "extras", "walks", "site", "course", "trainings", "long", "sweeps", "coverage", "mutation"]
+PARTS = [
+    "foreign",
+    "project",
+    "extras",
+    "walks",
+    "site",
+    "course",
+    "trainings",
+    "long",
+    "sweeps",
+    "coverage",
+    "mutation",
+]
 
 
 def test_the_full_check_lists_its_parts_and_refuses_others_before_it_runs_any():
