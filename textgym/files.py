@@ -290,6 +290,15 @@ def recover_folder(path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if there is one. A process that is killed leaves the whole of it under its name, or nothing."""
+    gone = path.with_name(f".{path.name}-gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def sync(path: Path) -> None:
     """Wait until the disk holds a file's content, or a folder's names (on POSIX; other systems keep them)."""
     if path.is_dir() and os.name != "posix":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -323,3 +325,23 @@ def test_what_can_be_solved_is_solved_and_not_kept(tmp_path):
     assert shared_optimum(tmp_path, {}, task, None, task.beta, 8).exact
     assert shared_optimum(tmp_path, {}, task, None, 0.0, 8).value.mean == pytest.approx(1.0)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_kill_while_the_checkpoint_is_removed_costs_no_result(tmp_path, monkeypatch):
+    cell, settings = Cell("textgym/Stop-v0", "rloo", 64, 0, config={"batch": 32}), Evaluation(2, 1, 1, samples=0)
+    whole = run_cell(cell, settings, tmp_path / "whole", tmp_path / "optima")
+    remove = shutil.rmtree
+
+    def killed(path, **options):
+        if not Path(path).name.endswith("-old") and (Path(path) / "model").exists():  # and no more
+            remove(Path(path) / "model")
+            raise SystemExit(9)
+        remove(path, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(shutil, "rmtree", killed)
+        run_cell(cell, settings, tmp_path / "cut", tmp_path / "optima")
+    again = run_cell(cell, settings, tmp_path / "cut", tmp_path / "optima")
+    assert again["measures"] == whole["measures"]
+    assert not [path for path in (tmp_path / "cut" / "run").iterdir() if "checkpoint" in path.name]

@@ -30,7 +30,7 @@ from textgym_agents.training.measures import (
 from textgym import TokenVectorEnv
 from textgym.checks import JsonObject
 from textgym.evaluate import evaluate
-from textgym.files import plain, read_json, read_lines
+from textgym.files import plain, read_json, read_lines, remove_folder
 from textgym.optimum import Optimum, optimum_of
 from textgym.processes import peak_memory
 from textgym.sources import versions
@@ -88,7 +88,7 @@ def run_cell(
         result = training.run(folder / "run", watcher or SilentWatcher(), optimum)
     run = RunFolder(folder / "run")
     if not (save or optimum.improvable):
-        shutil.rmtree(run.checkpoint, ignore_errors=True)
+        remove_folder(run.checkpoint)  # at once: a run that has no result yet goes on from a whole one, or anew
     measures = _measures(cell, plan, run, result)
     if training.has_own_reference:
         measures["optimum"]["own"] = True
