@@ -169,11 +169,11 @@ class Tree:
             return [_optimal_values(by, parent, len(own)) for parent, own in zip(parents, families, strict=True)]
         if isinstance(by, Reference):
             seen, allowed = self.observations(parents), self.task.vocabulary.allowed
-            said = log_probs_of(by, seen, len(allowed), "by").astype(np.float64)
+            said = log_probs_of(by, seen, len(allowed), "by")
             masks = None if self.task.mask is None else self._masks(parents)
-            table = legal_log_probs(said, seen, np.arange(len(parents)), masks, allowed, "by")
-            places = [[node.state.completion[-1] for node in own] for own in families]
-            return [table[i, own].astype(np.float64) for i, own in enumerate(places)]
+            logs = legal_log_probs(seen, np.arange(len(parents)), masks, allowed, said, "by")
+            table: Floats = logs.astype(np.float64)
+            return [table[i, [node.state.completion[-1] for node in own]] for i, own in enumerate(families)]
         if by is not None and not callable(by):
             raise TypeError(
                 f"by={by!r:.80}: allowed are None, a Solution, log_probs(observation), or a function of nodes"

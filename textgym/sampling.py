@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -145,8 +146,8 @@ def play(
         deterministic: take the likeliest token instead of drawing.
         others: more policies with log-probabilities; each writes `per_prompt` completions too, behind `policy`'s.
             KL and entropy are those of the policy that wrote; `log_probs` has all of them.
-    Raises: ValueError if `per_prompt` is not in 1..MOST_ROWS, a prompt is not there, or one of several policies has no
-        log-probabilities.
+    Raises: ValueError if `per_prompt` is not in 1..MOST_ROWS, `seed` is below 0, a prompt is not there, one of several
+        policies has no log-probabilities, or what a policy says is of another shape, NaN or +inf.
     """
     check_count("per_prompt", per_prompt, 1, MOST_ROWS)
     check_count("seed", seed, 0)
@@ -240,21 +241,13 @@ class _Writers:
         if len(tables) < len(asked):
             raise ValueError(f"policy, others: {list(self.policies)!r:.200}: each of several needs log-probabilities")
         rows = turn.rows
-        several = np.stack(
-            [legal_log_probs(logs, turn.observation, turn.rows, turn.masks, self.allowed) for logs in tables]
-        )
+        legal = partial(legal_log_probs, turn.observation, rows, turn.masks, self.allowed)
+        several = np.stack([legal(logs) for logs in tables])
         each = np.arange(len(rows))
         logs = several[0] if len(several) == 1 else several[self._numbers[rows], each]
         against = None
         if self.reference is not None:
-            against = legal_log_probs(
-                self.reference.log_probs(turn.observation),
-                turn.observation,
-                turn.rows,
-                turn.masks,
-                self.allowed,
-                "reference",
-            )
+            against = legal(self.reference.log_probs(turn.observation), "reference")
         if self.deterministic:
             # The policy that is played puts probability 1 on one token: no entropy, and KL = -log ref(a).
             tokens = np.asarray(logs.argmax(1))
@@ -279,16 +272,16 @@ class _Writers:
 
 
 def legal_log_probs(
-    table: object, observation: Observation, rows: Ints, masks: Bools | None, allowed: Bools, argument: str = "policy"
+    observation: Observation, rows: Ints, masks: Bools | None, allowed: Bools, table: object, argument: str = "policy"
 ) -> LogProbs:
     """Return the log-probabilities of some rows over their legal tokens, normalised as the solver does.
 
     What is a distribution, but for rounding, keeps its bits.
 
     Args:
-        table: what `log_probs(observation)` said, (B, V) nats.
         rows: (n,) of 0..B-1. masks: (n, V) what the task's grammar allows in them; None without one.
-        allowed: (V,) tokens that are ever legal. argument: the policy's name in messages.
+        allowed: (V,) tokens that are ever legal.
+        table: what `log_probs(observation)` said, (B, V) nats. argument: the policy's name in messages.
     Returns: (n, V), a new array.
     Raises: ValueError for another shape, NaN, +inf, or a row without any probability.
     """
@@ -298,7 +291,7 @@ def legal_log_probs(
         masks = np.broadcast_to(allowed, logs.shape)
     logs = restricted(logs, masks)
     with np.errstate(over="ignore", invalid="ignore"):
-        totals = np.exp(logs).sum(1)
+        totals = np.exp(logs.astype(np.float32, copy=False)).sum(1)  # what overflows is normalised below
         off = ~(np.abs(totals - 1) <= _ROUNDING)
         nothing = np.isneginf(logs[off]).all(1).any()
         if off.any():

@@ -358,6 +358,7 @@ def test_the_entries_and_the_page_s_example_can_be_read(write: Write) -> None:
         ("claim", {"unit": {"seed": -1}}, "seed=-1: allowed is an integer >= 0"),
         ("claim", {"versions": {"python": "3.12"}}, "versions={'python': '3.12'}: allowed are texts"),
         ("claim", {"machine": 7}, "machine=7"),
+        ("claim", {"started": 5}, "started=5: allowed is a date"),
     ],
 )
 def test_no_page_is_made_of_a_claim_that_check_would_refuse(

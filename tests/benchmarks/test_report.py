@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
-from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -15,17 +13,12 @@ from benchmarks.synthetic import make_results, write_suite_folder
 from cli_tools import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from textgym_agents.config import TrainSettings
-from textgym_agents.training.folder import RunFolder
 from textgym_benchmarks.pages import embed, number, visible, visible_values
-from textgym_benchmarks.report import build_report, draw_curve, read_sources
+from textgym_benchmarks.report import build_report, draw_curve
 from textgym_benchmarks.report.sections import charts
 from textgym_benchmarks.report.tables import agent_styles, bar_scale, draw_bar
 from textgym_benchmarks.results.store import export_results, load_results
-from textgym_benchmarks.run.runner import run_suite
 from textgym_benchmarks.statistics import Interval
-from textgym_benchmarks.suite import Cell, Evaluation, Suite
-from textgym_benchmarks.suite_folder import cell_folder
 from textgym_benchmarks.summaries import summarise
 
 AGENTS = ("lm-ppo", "rloo", "random", "reference", "sb3-ddpg")
@@ -199,37 +192,6 @@ def test_a_folder_that_is_no_report_is_left_alone(suite, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_report_is_built_anew_in_place(tmp_path):
-    values = make_results(("lm-ppo", "rloo"), TASKS[:1], 1, failed=0.0, missing=0.0)
-    first = write_suite_folder(tmp_path / "first", values[:1], name="first")
-    second = write_suite_folder(tmp_path / "second", values, name="second")
-    out = tmp_path / "out"
-    build_report([first], out)
-    build_report([second], out)
-    assert ">second</h1>" in (out / "index.html").read_text()
-    assert len(list((out / "cells").iterdir())) == 2
-    assert not list(out.rglob("*.new"))
-
-
-@pytest.mark.slow
-def test_pages_of_cells_that_are_no_longer_shown_go_and_nothing_else(tmp_path):
-    values = make_results(("lm-ppo", "rloo"), TASKS[:1], 1, failed=0.0, missing=0.0)
-    first = write_suite_folder(tmp_path / "first", values[:1], name="first")
-    second = write_suite_folder(tmp_path / "second", values, name="second")
-    out = tmp_path / "out"
-    build_report([second], out)
-    mine = [out / "cells" / "mine.html", out / "cells" / "notes.txt", out / "mine.html", out / "other" / "index.html"]
-    for path in mine:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("mine")
-    (out / "other" / "report.html").write_text((out / "index.html").read_text())  # of the same kind, elsewhere
-    build_report([first], out)
-    assert len(list((out / "cells").glob("*.html"))) == 2  # the cell of the first, and mine
-    assert all(path.read_text() == "mine" for path in mine)
-    assert (out / "other" / "report.html").exists()
-
-
-@pytest.mark.slow
 def test_large_numbers_have_keys_of_their_own_to_be_sorted_by(tmp_path):
     values = make_results(("lm-ppo",), TASKS[:1], (1_000_000, 1_000_001, 2**31 - 1), failed=0.0, missing=0.0)
     for value, tokens in zip(values, (1_234_567, 1_234_571, 1_234_569), strict=True):
@@ -238,82 +200,6 @@ def test_large_numbers_have_keys_of_their_own_to_be_sorted_by(tmp_path):
     text = (tmp_path / "out" / "index.html").read_text()
     for key in (1_234_567, 1_234_571, 1_234_569, 1_000_000, 1_000_001, 2**31 - 1):
         assert f'data-sort="{key}"' in text
-
-
-def test_of_a_cell_in_two_places_the_finished_one_is_kept(tmp_path):
-    done = make_results(("lm-ppo",), TASKS[:1], 2, failed=0.0, missing=0.0)
-    missing = [{**result, "status": "missing", "measures": None, "timing": None} for result in done]
-    paths = [write_suite_folder(tmp_path / name, rows) for name, rows in (("a", missing), ("b", done))]
-    sources = read_sources(paths)
-    assert [result.status for result in sources.results] == ["done", "done"]
-    assert len(sources.repeated) == 2
-
-
-def test_of_a_cell_in_two_places_the_one_that_has_come_furthest_is_kept(tmp_path):
-    (done,) = make_results(("lm-ppo",), TASKS[:1], 1, failed=0.0, missing=0.0)
-    nothing = {"measures": None, "timing": None}
-    error = {"type": "RuntimeError", "message": "no", "traceback": "", "attempts": 1}
-    results = {
-        "missing": {**done, **nothing, "status": "missing"},
-        "failed": {**done, **nothing, "status": "failed", "error": error},
-        "done": done,
-    }
-    paths = {name: write_suite_folder(tmp_path / name, [row]) for name, row in results.items()}
-    for order in itertools.permutations(paths):
-        assert [each.status for each in read_sources([paths[name] for name in order]).results] == ["done"]
-    for order in (("missing", "failed"), ("failed", "missing")):
-        assert [each.status for each in read_sources([paths[name] for name in order]).results] == ["failed"]
-
-
-def test_results_of_two_splits_are_no_one_report(tmp_path):
-    rows = make_results(("lm-ppo",), TASKS[:1], 2, failed=0.0, missing=0.0)
-    one, other = write_suite_folder(tmp_path / "one", rows), write_suite_folder(tmp_path / "other", rows)
-    data = json.loads((other / "suite.json").read_text())
-    data["evaluation"]["split"] = "tune"
-    (other / "suite.json").write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=r"other: measured on the split tune, and what stands before it on eval"):
-        read_sources([one, other])
-    patient = read_sources([one, other], patient=True)
-    assert len(patient.results) == 2
-    assert "on the split tune" in patient.unread[0]
-
-
-def test_a_cell_is_of_the_split_that_its_run_is_of(tmp_path):
-    cell = Cell("textgym/Bandit-v0", "random", 64, 0)
-    suite = Suite("tuned", (cell,), evaluation=Evaluation(1, 2, 2, 2, 1))
-    run_suite(suite, tmp_path / "suite", engine="serial", split="tune")
-    folder = cell_folder(tmp_path / "suite", cell)
-    for places in ([tmp_path / "suite", folder], [folder, folder / "run"]):
-        assert read_sources(places).results  # of one split
-    eval_suite = write_suite_folder(tmp_path / "eval", make_results(("lm-ppo",), TASKS[:1], 1, failed=0.0, missing=0.0))
-    with pytest.raises(ValueError, match="measured on the split tune"):
-        read_sources([eval_suite, folder])
-
-
-def test_runs_that_draw_their_prompts_in_other_ways_are_two(tmp_path):
-    for name in ("uniform", "difficulty"):
-        plan = TrainSettings(id="textgym/Bandit-v0", agent="random", episodes=8, config={}, curriculum=name)
-        RunFolder.create(tmp_path / name, asdict(plan))
-    found = read_sources([tmp_path / "uniform", tmp_path / "difficulty"])
-    assert not found.repeated
-    assert [each.cell.config for each in found.results] == [{}, {"curriculum": "difficulty"}]
-
-
-def test_an_agent_of_several_settings_in_one_family_has_one_name_in_all(tmp_path):
-    rows = make_results(("rloo",), ("textgym/Copy-v0", "textgym/Helpful-v0"), 1, failed=0.0, missing=0.0)
-
-    def with_rate(row, rate):
-        cell = {name: value for name, value in row["cell"].items() if name != "key"} | {
-            "config": {"learning_rate": rate}
-        }
-        return {**row, "cell": Cell.from_json(cell).to_json()}
-
-    one = write_suite_folder(tmp_path / "one", [with_rate(row, 0.01) for row in rows])
-    two = write_suite_folder(tmp_path / "two", [with_rate(rows[0], 0.02)])
-    build_report([one, two], tmp_path / "report")
-    tables = Page(tmp_path / "report" / "index.html").rows
-    names = {cell for _, row in tables for cell in row if cell.startswith("rloo")}
-    assert names == {'rloo {"learning_rate":0.01}', 'rloo {"learning_rate":0.02}'}
 
 
 def test_exported_results_have_no_run_to_link_to(small, tmp_path):

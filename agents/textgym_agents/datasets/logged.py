@@ -102,7 +102,7 @@ def _token_log_probs(policy: Policy, recording: Recording, task: Task, places: I
             if finder is not None and task.mask is not None:
                 seen = {name: array[rows] for name, array in observation.items()}
                 masks = task.mask([state for _, state in finder.states(seen)])
-            logs = legal_log_probs(table, observation, rows, masks, task.vocabulary.allowed, "agent")
+            logs = legal_log_probs(observation, rows, masks, task.vocabulary.allowed, table, "agent")
             found[part.start + rows, time] = logs[np.arange(len(rows)), ids[rows, now[rows]]]
     if isinstance(reader, CachedPolicy):
         reader.forget()

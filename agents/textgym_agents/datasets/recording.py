@@ -10,6 +10,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -141,26 +142,20 @@ class _Recorder:
     def choose(self, turn: Turn) -> Ints:
         """Return the next tokens of the running rows."""
         uniforms, each = self._generator.random(len(turn.running)), np.arange(len(turn.rows))
+        legal = partial(legal_log_probs, turn.observation, turn.rows, turn.masks, self._allowed)
         log_probs = self._agent.log_probs(copied(turn.observation))
         own = np.full(len(turn.rows), np.nan)
         if log_probs is None:
             acted = self._agent.act(copied(turn.observation), deterministic=self._deterministic)
             tokens = checked_actions(acted, turn.observation)[turn.rows]
         elif self._deterministic:
-            tokens = legal_log_probs(log_probs, turn.observation, turn.rows, turn.masks, self._allowed).argmax(1)
+            tokens = legal(log_probs).argmax(1)
             own[:] = 0.0
         else:
-            logs = legal_log_probs(log_probs, turn.observation, turn.rows, turn.masks, self._allowed)
+            logs = legal(log_probs)
             tokens = draw(np.exp(logs.astype(np.float64)), uniforms[turn.rows])
             own[:] = logs[each, tokens]
-        base = legal_log_probs(
-            self._reference.log_probs(turn.observation),
-            turn.observation,
-            turn.rows,
-            turn.masks,
-            self._allowed,
-            "reference",
-        )
+        base = legal(self._reference.log_probs(turn.observation), "reference")
         self._observations.append(turn.observation)
         self._log_probs.append(own)
         self._reference_log_probs.append(base[each, tokens].astype(np.float64))

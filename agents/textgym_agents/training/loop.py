@@ -195,8 +195,8 @@ class Training:
         if self._optimum is None:
             watcher.stage("working out the optimum")
             kept = kept_optimum(folder.path, self.task, settings.split, self.beta)
-            early = kept is not None and kept.with_proposals and self._episodes < settings.episodes  # was killed
-            self._optimum = self._work_out() if kept is None or early else kept
+            killed = kept is not None and kept.with_proposals and self._episodes < settings.episodes  # at its end
+            self._optimum = self._work_out() if kept is None or killed else kept
             self._unsettled = self._optimum.improvable and bool(proposals_of(self._agent, self.task))
             if not self._unsettled:
                 keep_optimum(folder.path, self.task, self._optimum)
