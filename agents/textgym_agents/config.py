@@ -177,8 +177,8 @@ class OnPolicyConfig(CutSettings, LMConfig):
     whiten: bool = True
     """Standardise advantages over the batch's real tokens; the KL term in the loss is scaled with them."""
     update_kl: float = 1.5
-    """Of a language model without learning_rate: nats a sequence that 256 episodes in 8 steps or more (others in
-    proportion) move it by if that goes straight to higher scores. The first batch, at a quarter of the rate, tells."""
+    """Of a language model without learning_rate: nats a sequence that 256 episodes in 8 steps move it by if that goes
+    straight to higher scores; others in proportion, or by more in a short budget. The first batch tells the rate."""
     stop_update_kl: float | None = None
     """An update ends early when the policy is this far (nats per token) from the one that sampled."""
     sampler: str | None = None

@@ -190,9 +190,9 @@ def test_who_cannot_teach_is_named(tmp_path):
 def test_the_learning_rate_that_is_settled_does_not_depend_on_rewards(tmp_path, monkeypatch):
     found = []
 
-    def spy(rate, rollout, log_ratios, gamma, *rest):
+    def spy(agent, config, gamma, *rest):
         found.append(gamma)
-        return rate, 1.0, "settled"
+        return agent.learning_rate, 1.0, "settled"
 
     monkeypatch.setattr("textgym_agents.lm.rates.settled", spy)
     task = tiny_task()

@@ -1,5 +1,6 @@
 """The learning rate: given, of the start, or settled by how far and where the first batch has moved the policy."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,12 +8,14 @@ import pytest
 import torch
 from agents.enumerated import first_metrics, tiny_agent
 from gymnasium.vector import AutoresetMode
+from scipy.special import softmax
+from scipy.stats import entropy
 from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.algorithms.rloo import RLOO, RLOOConfig
 from textgym_agents.config import LMPPOConfig
 from textgym_agents.lm import rates
 from textgym_agents.lm.devices import ALONE
-from textgym_agents.lm.rates import rate_at, settle, settled
+from textgym_agents.lm.rates import nats_to_go, rate_at, settle, settled
 
 from textgym import TokenVectorEnv, make_task
 
@@ -43,13 +46,13 @@ def test_what_the_first_batch_has_moved_settles_the_learning_rate(kl, tmp_path):
     rows, broken, env, again = [], RLOO(task, config), fresh(), fresh()
     whole, seen = RLOO(task, config), []
 
-    def spy(rate, rollout, log_ratios, gamma, *rest):
+    def spy(agent, config, gamma, rollout, *rest):
         places = torch.tensor(rollout.rows), torch.tensor(rollout.columns)
         with torch.no_grad():
             logits = (each.model(rollout.input_ids).logits[places] for each in (whole.policy, whole.reference))
             own, base = (torch.log_softmax(each, -1).gather(1, rollout.actions[:, None])[:, 0] for each in logits)
         seen.append((np.bincount(rollout.rows, own - base), np.bincount(rollout.rows, rollout.rewards), gamma))
-        return settled(rate, rollout, log_ratios, gamma, *rest)
+        return settled(agent, config, gamma, rollout, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rates, "settled", spy)
@@ -58,15 +61,17 @@ def test_what_the_first_batch_has_moved_settles_the_learning_rate(kl, tmp_path):
     moved, correlation = float(np.mean(moves**2) / 2), float(np.corrcoef(moves, found)[0, 1])
     assert (moved > 0, gamma) == (True, task.gamma)
     toward = (16 * correlation + 112 * 0.35) / 128  # 112 episodes are missing
-    wanted = 0.32 * toward * 16 / 256 * 2 / 8  # two steps of eight
+    far = math.log(16) - entropy(softmax(found / task.beta))
+    share = 16 / 256 * max(min(min(far, 4) * 1024 / 48, 16), 1)  # 48 episodes in all
+    wanted = 0.32 * toward * share * 2 / 8  # two steps of eight
     rate = 1.25e-4 * min(max((wanted / moved) ** 0.5, 0.1), 30)
     assert [row["lr"] for row in rows[:2]] == pytest.approx([1.25e-4, rate], rel=1e-3)
     assert rows[2]["lr"] >= rows[1]["lr"]
     assert f"moved the policy by {moved:.3g} nats" in whole.chosen
     assert (
-        f"scores correlate by {correlation:.3g} in 16 episodes, and 0.35 is taken for 112 more; and times 2/8, "
-        in whole.chosen
-    )
+        f"scores correlate by {correlation:.3g} in 16 episodes, and 0.35 is taken for 112 more; times {share:.3g}: "
+        f"16 episodes a batch for 256; {far:.3g} nats are to go in 48 episodes; and times 2/8, "
+    ) in whole.chosen
     # A checkpoint before it is settled loses nothing.
     broken.learn(again, 48, lambda row: True)
     broken.save(tmp_path / "agent")
@@ -147,11 +152,21 @@ def test_the_rate_follows_what_was_moved_and_where_within_bounds(
     """By hand: log-ratios of 1, -1, 2 and 0 have the mean 1/2 and the variance 5/4, and the scores that of 1/4."""
     log_ratios = move * np.array([3.0, -2.0, -1.0, 2.0, 0.0])
     config, rollout = RLOOConfig(update_kl=64.0 * rounds), written(rewards, gamma, rounds)
-    rate, followed, why = settled(1e-5, rollout, log_ratios, gamma, config)
+    rate, followed, why = settled(learner(), config, gamma, rollout, log_ratios)
     toward = (4 * correlation + 124 * 0.35) / 128  # of 128 episodes 124 are missing
     assert (rate, followed) == pytest.approx((1e-5 * (factor or (toward / moved) ** 0.5), toward))
     assert f"moved the policy by {moved:.3g} nats a sequence, wanted are {toward:.3g} " in why
     assert f"times {toward:.3g}: log-ratios and scores correlate by {correlation:.3g} in 4 episodes, and 0.35 " in why
+
+
+def learner(**given):
+    """What `settle` reads of an agent that has much time."""
+    own = {
+        "learning_rate": 1e-5, "first_rate": 1e-5, "toward": 0.0, "correlation": 0.0, "rounding": 0.0, "reach": 0.0,
+        "chosen": "", "episodes": 64, "iteration": 1, "budget": 10**6, "devices": ALONE,
+        "controller": SimpleNamespace(beta=0.05),
+    }  # fmt: skip
+    return SimpleNamespace(**own | given)
 
 
 def written(rewards, gamma=1.0, rounds=1, times=1):
@@ -169,24 +184,12 @@ def written(rewards, gamma=1.0, rounds=1, times=1):
 @pytest.mark.parametrize(("reward", "toward"), [([1.0, 0.0, 1.0, 0.0], 2 / 5**0.5), ([0.0, 1.0, 0.0, 1.0], 0.1)])
 def test_a_correlation_of_128_episodes_is_taken_as_it_is(reward, toward):
     log_ratios = np.tile([3.0, -2.0, -1.0, 2.0, 0.0], 32)
-    rate, followed, _ = settled(1e-5, written(reward, times=32), log_ratios, 1.0, RLOOConfig(update_kl=2.0))
+    rate, followed, _ = settled(learner(), RLOOConfig(update_kl=2.0), 1.0, written(reward, times=32), log_ratios)
     assert (rate, followed) == pytest.approx((1e-5 * (toward / 0.75) ** 0.5, toward))
 
 
 def test_in_small_batches_the_rate_rises_with_the_correlation_and_never_falls():
-    agent = SimpleNamespace(
-        learning_rate=1e-4,
-        first_rate=1e-4,
-        toward=0.0,
-        correlation=0.0,
-        rounding=0.0,
-        reach=0.0,
-        chosen="",
-        episodes=64,
-        iteration=1,
-        budget=640,
-        devices=ALONE,
-    )
+    agent = learner(learning_rate=1e-4, first_rate=1e-4)
     config = RLOOConfig(batch=64, schedule="constant", update_kl=3.0)
     worse, alike, better = ([0.0, 1.0, 0.0, 1.0], [1.0] * 4, [1.0, 0.0, 1.0, 0.0])
 
@@ -215,8 +218,44 @@ def test_in_small_batches_the_rate_rises_with_the_correlation_and_never_falls():
     assert (agent.learning_rate, agent.toward) == before
 
 
+@pytest.mark.parametrize(
+    ("budget", "times", "share"),
+    [
+        (1024, 16, math.log(4) / 4),  # a quarter of 256 episodes, log 4 nats to go in 1,024
+        (512, 16, math.log(4) / 2),
+        (64, 16, 1.0),  # never more than 256 episodes move it by
+        (2048, 16, 0.25),  # time enough: in proportion
+        (64, 64, 1.0),
+        (64, 128, 2.0),
+    ],
+)
+def test_in_a_short_budget_a_small_batch_moves_as_far_as_is_to_go(budget, times, share):
+    log_ratios = np.tile([3.0, -2.0, -1.0, 2.0, 0.0], times)
+    paid = [1.0, 0.0, 0.0, 0.0]  # the best are a quarter of all: log 4 nats, as beta is small
+    agent = learner(budget=budget, controller=SimpleNamespace(beta=0.01))
+    rate, toward, why = settled(agent, RLOOConfig(update_kl=0.5), 1.0, written(paid, times=times), log_ratios)
+    assert rate == pytest.approx(1e-5 * (0.5 * toward * share / 0.75) ** 0.5)
+    told = f"times {share:.3g}: {4 * times} episodes a batch for 256"
+    assert told + (f"; 1.39 nats are to go in {budget} episodes" if share * 64 > times else ")") in why
+    # What is learned without rewards has no such distance.
+    rate, _, why = settled(agent, RLOOConfig(update_kl=0.5), None, written(paid, times=times), log_ratios)
+    assert rate == pytest.approx(1e-5 * (0.5 * times / 64 / 0.75) ** 0.5)
+    assert "to go" not in why
+
+
+def test_nats_to_go_by_hand_and_at_its_ends():
+    scores = np.array([0.3, -0.2, 0.9, 0.1])
+    weights = np.exp(scores / 0.25) / np.exp(scores / 0.25).sum()
+    assert nats_to_go(scores, 0.25) == pytest.approx((weights * np.log(4 * weights)).sum())
+    assert nats_to_go(scores, 1e9) == pytest.approx(0)  # KL is all that counts
+    for beta in (0.0, 1e-300, 1e-4):
+        assert nats_to_go(scores, beta) == pytest.approx(math.log(4))
+        assert nats_to_go(np.array([1.0, 0.0, 1.0, 0.0]), beta) == pytest.approx(math.log(2))
+        assert nats_to_go(np.ones(4), beta) == 0
+
+
 def test_the_rate_rises_to_thirty_times_the_first_at_most():
-    agent = SimpleNamespace(first_rate=1e-4, learning_rate=2.9e-3, toward=0.1, correlation=0.1, devices=ALONE)
+    agent = learner(first_rate=1e-4, learning_rate=2.9e-3, toward=0.1, correlation=0.1)
     moves = np.tile([3.0, -2.0, -1.0, 2.0, 0.0], 16)
     for _ in range(5):
         settle(agent, RLOOConfig(batch=64), 1.0, written([1.0, 0.0, 1.0, 0.0], times=16), lambda: moves)
@@ -224,10 +263,7 @@ def test_the_rate_rises_to_thirty_times_the_first_at_most():
 
 
 def test_rounding_in_bfloat16_is_no_move():
-    agent = SimpleNamespace(
-        first_rate=1e-4, learning_rate=1e-4, toward=0.0, correlation=0.0, rounding=0.0, reach=0.0, chosen="",
-        episodes=0, iteration=0, budget=640, devices=ALONE,
-    )  # fmt: skip
+    agent = learner(first_rate=1e-4, learning_rate=1e-4, episodes=0, iteration=0, budget=640)
     config = RLOOConfig(batch=64, schedule="linear", warmup=0.5, update_kl=3.0, precision="bfloat16")
     noise = np.resize([0.01, -0.01], 80)  # of which a row of 1 to 2 tokens keeps some
     paid = [1.0, 0.0, 1.0, 0.0]
@@ -248,9 +284,11 @@ def test_rounding_in_bfloat16_is_no_move():
     assert agent.reach == pytest.approx(reach)
     move = np.tile([3.0, -2.0, -1.0, 2.0, 0.0], 16)
     see(move)
-    alone = settled(1e-4, written(paid, times=16), move, 1.0, config, ALONE, reach, rounding)
+    before = learner(first_rate=1e-4, learning_rate=1e-4, budget=640, rounding=rounding)
+    alone = settled(before, config, 1.0, written(paid, times=16), move, reach)
     assert (agent.learning_rate, agent.toward, agent.chosen) == alone
-    plain = settled(1e-4, written(paid, times=16), move, 1.0, config, ALONE, reach)
+    before.rounding = 0.0
+    plain = settled(before, config, 1.0, written(paid, times=16), move, reach)
     assert plain[0] < alone[0] < 1.01 * plain[0]
     assert (agent.reach, agent.rounding) == (0.0, 0.0)
 

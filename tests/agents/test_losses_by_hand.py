@@ -259,8 +259,8 @@ def test_a_loss_with_a_bonus_for_entropy_and_weights_of_tokens():
 def test_the_learning_rate_settles_in_the_first_iteration(monkeypatch):
     agent, calls = small_agent(LMPPO, batch=8), []
 
-    def settled(rate, *_):
-        calls.append((agent.iteration, rate))
+    def settled(learner, *_):
+        calls.append((learner.iteration, learner.learning_rate))
         return 0.125, 0.5, "so"
 
     monkeypatch.setattr("textgym_agents.lm.rates.settled", settled)
