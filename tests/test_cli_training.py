@@ -21,9 +21,10 @@ from textgym_agents.commands import policies, train
 from textgym_agents.config import TrainSettings
 from textgym_agents.saving import FORMAT
 from textgym_agents.training.folder import RunFolder
-from textgym_agents.training.loop import Training
+from textgym_agents.training.loop import SilentWatcher, Training
 
 from textgym.estimates import Estimate
+from textgym.interrupts import TrainingInterrupted
 
 TINY = ("--batch", "16", "--optimum-per-prompt", "4", "--final-per-prompt", "1", "--eval-per-prompt", "1")
 ALL = (
@@ -204,6 +205,53 @@ def test_to_resume_needs_neither_id_nor_agent(capsys):
     assert_one_line(*run(capsys, "train", "--out", "cut")[::2], "ID")
     assert run(capsys, *resume)[0] == 0
     assert len(metrics("cut")) == 3
+
+
+@pytest.mark.slow
+def test_a_setting_that_depends_on_another_is_compared_with_that_of_the_run(capsys):
+    Path("cut").mkdir()
+    started = {"id": "textgym/Bandit-v0", "agent": "q-learning", "episodes": 16, "final_per_prompt": 1}
+    started |= {"curriculum": "difficulty", "curriculum_target": 0.7, "config": {"batch": 16}}
+    Path("cut/config.json").write_text(json.dumps({"format": FORMAT, **started}))
+    resume = ("train", "--out", "cut", "--resume", "--curriculum-target")
+    assert_one_line(*run(capsys, *resume, "0.6")[::2], "--curriculum-target 0.6: the run in cut was started with 0.7")
+    assert run(capsys, *resume, "0.7")[0] == 0
+
+
+@pytest.mark.slow
+def test_the_model_of_a_run_gives_the_reference_again_when_its_options_are_typed(capsys, monkeypatch):
+    monkeypatch.setattr("textgym.codecs.sources.model_tokenizer", lambda model: object())
+    Path("cut").mkdir()
+    started = {"id": "textgym/Text-v0", "agent": "rloo", "episodes": 16, "config": {"model": "mine", "seed": 5}}
+    started["env"] = {"max_new_tokens": 2, "reference": "mine"}
+    Path("cut/config.json").write_text(json.dumps({"format": FORMAT, **started}))
+    resume = ("train", "--out", "cut", "--resume", "--seed", "6", "--env")
+    assert_one_line(*run(capsys, *resume, "max_new_tokens=2")[::2], "--seed 6: the run in cut was started with 5")
+    assert_one_line(*run(capsys, *resume, "max_new_tokens=3")[::2], "--env {", "was started with {'max_new_tokens': 2")
+
+
+@pytest.mark.parametrize(("changed", "split"), [("p.txt", "train"), ("e.txt", "eval")])
+def test_a_run_goes_on_with_the_prompts_that_it_was_started_on(changed, split):
+    env = {"prompts": "p.txt", "eval_prompts": "e.txt", "max_new_tokens": 2, "reference": "uniform"}
+    settings = TrainSettings("textgym/Text-v0", "random", 8, env=env, optimum_per_prompt=0, final_per_prompt=1)
+    for name in ("p.txt", "e.txt"):
+        Path(name).write_text("one two\nthree\n")
+
+    class Stopping(SilentWatcher):
+        def stage(self, text: str) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(TrainingInterrupted):
+        Training(settings, pictures=False).run("cut", Stopping())
+    Training(settings, RunFolder.reopen("cut"))
+    Path(changed).write_text("one four\nthree\n")
+    told = rf"cut: this run was started on another task, which differs in prompts \(split {split}\): restore"
+    with pytest.raises(ValueError, match=told):
+        Training(settings, RunFolder.reopen("cut"))
+    held = json.loads(Path("cut/config.json").read_text())
+    Path("cut/config.json").write_text(json.dumps(held | {"task": 3}))
+    with pytest.raises(ValueError, match="another task, which differs in name"):
+        Training(settings, RunFolder.reopen("cut"))
 
 
 def test_a_data_set_that_is_nowhere_is_refused_before_torch_is_imported(tmp_path, monkeypatch):

@@ -122,7 +122,7 @@ def read_saved(
             f"path={str(path)!r}: holds agent {head.get('agent')!r:.80} in format {head.get('format')!r:.80}; "
             f"allowed is {name!r} in format {FORMAT}"
         )
-    changes = [] if task is None else _changes(head.get("task"), fingerprint(task, "train"))
+    changes = [] if task is None else task_changes(head.get("task"), fingerprint(task, "train"))
     if task is not None and elsewhere is not None and changes:
         text = elsewhere.format(had=_name(head.get("task")), now=f"{task.name!r}")
         warnings.warn(f"path={str(path)!r}: {text}; they differ in {', '.join(changes)}", TextGymWarning, stacklevel=4)
@@ -147,7 +147,7 @@ def _name(task: object) -> str:
     return f"{task.get('name') if isinstance(task, dict) else task!r:.80}"
 
 
-def _changes(had: object, now: JsonObject) -> list[str]:
+def task_changes(had: object, now: JsonObject) -> list[str]:
     """Return what differs between the fingerprints of two tasks, of which the first may be damaged."""
     before = had if isinstance(had, dict) else {}
     changed = {name: before.get(name) for name, value in now.items() if before.get(name) != value}

@@ -31,10 +31,12 @@ EnvOptions = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")]
 """Options of the environment; `env_options` reads them."""
 
 
-def parse(flags: type[T], arguments: list[str], command: str, first: str = "id") -> T:
+def parse(flags: type[T], arguments: list[str], command: str, first: str = "id", default: T | None = None) -> T:
     """Return an instance of a dataclass from the arguments of a command. `--help` prints its flags and exits.
 
-    Args: first: the key of a file of `--config` that stands for the first word after the command.
+    Args:
+        first: the key of a file of `--config` that stands for the first word after the command.
+        default: what holds the values of flags that are not given; None: those of the dataclass.
     Raises: UsageError with what is wrong; whatever the dataclass itself raises.
     """
     hints = _hints(flags)
@@ -50,6 +52,7 @@ def parse(flags: type[T], arguments: list[str], command: str, first: str = "id")
                 prog=f"textgym {command}",
                 description=docstring(flags),
                 config=(tyro.conf.OmitArgPrefixes,),
+                default=tyro.MISSING_NONPROP if default is None else default,
             )
     except SystemExit as request:
         if not request.code:
@@ -58,12 +61,19 @@ def parse(flags: type[T], arguments: list[str], command: str, first: str = "id")
 
 
 def parse_pair(
-    first: type[S], second: type[T], arguments: list[str], command: str, text: str, group: str = ""
+    first: type[S],
+    second: type[T],
+    arguments: list[str],
+    command: str,
+    text: str,
+    group: str = "",
+    default: tuple[S, T] | None = None,
 ) -> tuple[S, T]:
     """Return instances of two dataclasses whose flags stand side by side. See `parse`.
 
     Args:
         text: what `--help` begins with. group: what its part with the flags of `second`, the last, is headed with.
+        default: what hold the values of flags that are not given; None: those of the dataclasses.
     """
     parts = [
         (part, Annotated[kind, tyro.conf.arg(name=name, help=docstring(kind).partition("Raises:")[0].strip())])
@@ -71,7 +81,7 @@ def parse_pair(
     ]
     both = make_dataclass(first.__name__, parts, frozen=True)
     both.__doc__ = text
-    found: Any = parse(both, arguments, command)
+    found: Any = parse(both, arguments, command, default=None if default is None else both(*default))
     return found.a, found.b
 
 

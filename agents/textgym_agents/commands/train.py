@@ -90,12 +90,14 @@ def main(arguments: list[str]) -> None:
     before = _run_to_resume(words)
     again = [] if before is None else [f"--agent={before.agent}"]
     arguments, words = [*arguments, *again], [*words, *again]
-    form = TrainFlags if before is None else _ResumeFlags
+    form, usual = (TrainFlags, None) if before is None else (_ResumeFlags, _ResumeFlags(measuring=_measuring(before)))
     kind, config = _config_type(named_agent(words)), {}
     if kind is None:
-        flags = parse(form, arguments, "train")
+        flags = parse(form, arguments, "train", default=usual)
     else:
-        flags, own = parse_pair(form, kind, arguments, "train", docstring(TrainFlags), named_agent(words))
+        had = None if before is None else make_config(agent_class(before.agent), before.config)
+        both = None if usual is None or had is None else (usual, had)
+        flags, own = parse_pair(form, kind, arguments, "train", docstring(TrainFlags), named_agent(words), both)
         config = asdict(own)
     typed = typed_flags(words) | ({"id"} if flags.id else set())
     run_training(flags if before is None or flags.id else replace(flags, id=before.id), config, typed)
@@ -116,6 +118,10 @@ def _run_to_resume(words: list[str]) -> TrainSettings | None:
     if agent not in (None, before.agent):
         raise UsageError(f"--agent {agent}: the run in {out} was started with --agent {before.agent}")
     return before
+
+
+def _measuring(settings: TrainSettings) -> MeasureSettings:
+    return MeasureSettings(**{each.name: getattr(settings, each.name) for each in fields(MeasureSettings)})
 
 
 def run_training(flags: TrainFlags, config: JsonObject, typed: Set[str]) -> None:

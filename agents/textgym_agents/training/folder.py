@@ -26,7 +26,7 @@ from textgym.files import (
     write_json,
     write_text,
 )
-from textgym_agents.saving import FORMAT, check_format, count, number
+from textgym_agents.saving import FORMAT, check_format, count, number, task_changes
 from textgym_agents.training.trackers import Trackers
 
 Row = Mapping[str, Any]
@@ -122,6 +122,20 @@ class RunFolder:
         config = read_json(self.path / "config.json")
         check_format(self.path, config, "run")
         return config
+
+    def check_task(self, splits: JsonObject) -> None:
+        """Raise ValueError if the run was started on another task.
+
+        Args:
+            splits: name -> the task's fingerprint with the prompts of that split.
+        """
+        had = self.config().get("task", splits)
+        for split, now in splits.items():
+            if changes := task_changes(had.get(split) if isinstance(had, dict) else None, now):
+                raise ValueError(
+                    f"{self.path}: this run was started on another task, which differs in {', '.join(changes)} "
+                    f"(split {split}): restore that task, or start anew in another folder"
+                )
 
     def metrics(self) -> list[JsonObject]:
         """Return the rows of metrics.jsonl, one per iteration; iteration 0 is the state before learning."""

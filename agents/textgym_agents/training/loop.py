@@ -12,7 +12,7 @@ from typing import Protocol
 from textgym.evaluate import EvaluationResult, evaluate
 from textgym.files import reading
 from textgym.interrupts import TrainingInterrupted, disk_full_at, first_interrupt
-from textgym.optimum import Optimum, optimum_of
+from textgym.optimum import Optimum, fingerprint, optimum_of
 from textgym.sources import versions
 from textgym_agents.algorithms.fixed import reference_of
 from textgym_agents.config import TrainSettings
@@ -116,7 +116,9 @@ class Training:
         rows = share("batch", int(getattr(config, "batch", 64)), int(getattr(config, "group", 1)))
         self._env = make_env(settings.id, rows, **settings.env)
         self.task = self._env.unwrapped.task
-        self.task.prompt_set(settings.split)
+        self._signs = {split: fingerprint(self.task, split) for split in ("train", settings.split)}
+        if folder is not None:
+            folder.check_task(self._signs)
         own_beta = getattr(config, "beta", None) if beta is None else beta
         self.beta = float(self.task.beta if own_beta is None else own_beta)
         self._agent: Agent = (
@@ -152,19 +154,15 @@ class Training:
         """
         if not self.leads:
             refuse_ranks("Training.run")
-        resumed = self._folder is not None
-        config = asdict(self._settings) | {"versions": versions()}
+        config = asdict(self._settings) | {"versions": versions(), "task": self._signs}
+        rewind_to = None if self._folder is None else self._checkpoint_iteration()
         with disk_full_at(out):
             folder = self._folder or RunFolder.create(out, config)
         self._folder, self._optimum = folder, optimum
         advice = f"go on with: {self._command(folder)}"
         watcher = _OutputWatcher(watcher, advice)
         try:
-            rewind_to = self._checkpoint_iteration() if resumed else None
-            with (
-                disk_full_at(folder.path, advice),
-                folder.writing(rewind_to, self._pictures) as has_events,
-            ):
+            with disk_full_at(folder.path, advice), folder.writing(rewind_to, self._pictures) as has_events:
                 if self._pictures and not has_events and "tensorboard" in self._settings.track:
                     watcher.note('no TensorBoard events are written: pip install "textgym[lm,report]"')
                 self._catch_up(folder)

@@ -92,7 +92,8 @@ class Trackers:
             return
         self._open.append(tracker)
         if name != "tensorboard":  # which would make a run of its own of them
-            tracker.store_init_configuration({key: value for key, value in config.items() if key != "versions"})
+            settings = {key: value for key, value in config.items() if key not in ("versions", "task")}
+            tracker.store_init_configuration(settings)
 
 
 def _table(name: str, samples: Sequence[JsonObject]) -> object:
