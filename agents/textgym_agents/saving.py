@@ -147,6 +147,15 @@ def _name(task: object) -> str:
     return f"{task.get('name') if isinstance(task, dict) else task!r:.80}"
 
 
+def task_signs(task: Task, split: str) -> JsonObject:
+    """Return what a run tells its task by: name of a split -> the fingerprint with its prompts.
+
+    Args:
+        split: of the held-out prompts.
+    """
+    return {each: fingerprint(task, each) for each in ("train", split)}
+
+
 def task_changes(had: object, now: JsonObject) -> list[str]:
     """Return what differs between the fingerprints of two tasks, of which the first may be damaged."""
     before = had if isinstance(had, dict) else {}

@@ -127,7 +127,7 @@ class RunFolder:
         """Raise ValueError if the run was started on another task.
 
         Args:
-            splits: name -> the task's fingerprint with the prompts of that split.
+            splits: see `task_signs`.
         """
         had = self.config().get("task", splits)
         for split, now in splits.items():

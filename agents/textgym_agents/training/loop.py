@@ -12,13 +12,13 @@ from typing import Protocol
 from textgym.evaluate import EvaluationResult, evaluate
 from textgym.files import reading
 from textgym.interrupts import TrainingInterrupted, disk_full_at, first_interrupt
-from textgym.optimum import Optimum, fingerprint, optimum_of
+from textgym.optimum import Optimum, optimum_of
 from textgym.sources import versions
 from textgym_agents.algorithms.fixed import reference_of
 from textgym_agents.config import TrainSettings
 from textgym_agents.protocol import Agent, Metrics
 from textgym_agents.registry import agent_class, load_agent, make_agent, make_config, make_env, with_batch
-from textgym_agents.saving import count, number
+from textgym_agents.saving import count, number, task_signs
 from textgym_agents.training.curriculum import refuse_own_prompts, set_curriculum
 from textgym_agents.training.curves import draw_curves
 from textgym_agents.training.doctor import Doctor, prompt_signs
@@ -116,9 +116,9 @@ class Training:
         rows = share("batch", int(getattr(config, "batch", 64)), int(getattr(config, "group", 1)))
         self._env = make_env(settings.id, rows, **settings.env)
         self.task = self._env.unwrapped.task
-        self._signs = {split: fingerprint(self.task, split) for split in ("train", settings.split)}
+        self.task.prompt_set(settings.split)
         if folder is not None:
-            folder.check_task(self._signs)
+            folder.check_task(task_signs(self.task, settings.split))
         own_beta = getattr(config, "beta", None) if beta is None else beta
         self.beta = float(self.task.beta if own_beta is None else own_beta)
         self._agent: Agent = (
@@ -154,7 +154,7 @@ class Training:
         """
         if not self.leads:
             refuse_ranks("Training.run")
-        config = asdict(self._settings) | {"versions": versions(), "task": self._signs}
+        config = asdict(self._settings) | {"versions": versions(), "task": task_signs(self.task, self._settings.split)}
         rewind_to = None if self._folder is None else self._checkpoint_iteration()
         with disk_full_at(out):
             folder = self._folder or RunFolder.create(out, config)
