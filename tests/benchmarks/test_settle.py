@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from textgym_benchmarks.run.optima import rescored
+from textgym_benchmarks.results.rows import rescored
 from textgym_benchmarks.run.runner import run_suite
 from textgym_benchmarks.suite import Cell, Evaluation, Suite
 from textgym_benchmarks.suite_folder import cell_folder
@@ -35,13 +35,14 @@ def test_scores_by_hand():
         "objective_low": 0.4,
         "objective_high": 0.6,
     }
-    last = point | {"episode": 8, "tokens": 90, "objective": 0.75}
+    last = point | {"episode": 8, "tokens": 90, "objective": 0.75, "objective_low": None, "objective_high": None}
     measures = {"before": {"objective": worth}, "after": {"objective": None}, "curve": [point, last]}
     got = rescored(measures, optimum(0.9, 0.1))
     # (0.5 - 0.1) / 0.8, and 0.1 / 0.8 to each side
     assert got["before"]["optimality"] == pytest.approx({"mean": 0.5, "low": 0.375, "high": 0.625}, abs=2e-3)
     assert got["after"]["optimality"] is None
     assert got["curve"][1]["optimality"] == pytest.approx(0.65 / 0.8)
+    assert got["curve"][1]["optimality_low"] is got["curve"][1]["optimality_high"] is None  # as those of its J
     assert got["to_half"] == {"episodes": 0, "tokens": 0}
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
+import numpy as np
 from textgym_agents.training.curriculum import CurriculumSettings
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.measures import ESTIMATES, NUMBERS
 
-from textgym.checks import JsonObject
+from textgym.checks import Floats, JsonObject
+from textgym.estimates import RESAMPLES, Estimate
 from textgym.files import read_json, read_lines, reading
+from textgym.optimum import Optimum, optimality_of
 from textgym_benchmarks.results.format import FORMAT
 from textgym_benchmarks.suite import Cell, parted
 from textgym_benchmarks.suite_folder import family_of
@@ -80,7 +85,8 @@ def crossing(values: Sequence[float | None], level: float) -> tuple[int, int, fl
 
     Args:
         values: of its points; None where one is not known, which is passed over.
-    Returns: two points i <= j and the share of the way from i to j; None where it never does.
+    Returns: two points i <= j and the share of the way from i to j; None where it never does, or did at points before
+        the first known one.
     """
     before: tuple[int, float] | None = None
     for place, value in enumerate(values):
@@ -88,7 +94,7 @@ def crossing(values: Sequence[float | None], level: float) -> tuple[int, int, fl
             continue
         if value >= level:
             if before is None:
-                return place, place, 0.0
+                return None if place else (0, 0, 0.0)
             return before[0], place, (level - before[1]) / (value - before[1])
         before = place, value
     return None
@@ -125,6 +131,51 @@ def crossings(points: Sequence[Row]) -> dict[str, dict[str, float | None] | None
         name: where and {"episodes": between(episodes, where), "tokens": between(tokens, where)}
         for name, where in places.items()
     }
+
+
+def rescored(measures: JsonObject, optimum: Optimum, missing: bool = False) -> JsonObject:
+    """Return the measures of a cell with every optimality, and where it reaches a level, taken from J and an optimum.
+
+    The error of each J is taken as normal, with the standard deviation that its own interval implies.
+
+    Args: missing: only those that are not known; the others stay.
+    """
+    found = deepcopy(measures)
+    for point in found["curve"]:
+        if missing and point["optimality"] is not None:
+            continue
+        ends = (point["objective"], point.get("objective_low"), point.get("objective_high"))
+        scores = _scored(*ends, optimum)
+        point |= zip(("optimality", "optimality_low", "optimality_high"), scores, strict=True)
+    for side in ("before", "after"):
+        if missing and found[side]["optimality"] is not None:
+            continue
+        objective = found[side]["objective"] or {}
+        scores = _scored(objective.get("mean"), objective.get("low"), objective.get("high"), optimum)
+        interval = dict(zip(("mean", "low", "high"), scores, strict=True))
+        found[side]["optimality"] = None if interval["mean"] is None else interval
+    return found | crossings(found["curve"])
+
+
+def _scored(
+    objective: float | None, low: float | None, high: float | None, optimum: Optimum
+) -> tuple[float | None, float | None, float | None]:
+    """Return the optimality of a J and the ends of its interval; those are None where those of J are."""
+    found = None
+    if objective is not None:
+        found = optimality_of(objective, objective + _errors(low, high), optimum)
+    if found is None:
+        return None, None, None
+    return (found.mean, None, None) if low is None or high is None else (found.mean, found.low, found.high)
+
+
+def _errors(low: float | None, high: float | None) -> Floats:
+    """Return normal errors (R,) with the width of a 95% interval, in a fixed random order."""
+    if low is None or high is None:
+        return np.zeros(RESAMPLES)
+    normal = NormalDist(0.0, max((high - low) / (2 * NormalDist().inv_cdf(0.975)), 1e-300))
+    errors = [normal.inv_cdf((place + 0.5) / RESAMPLES) for place in range(RESAMPLES)]
+    return np.random.default_rng(6).permutation(np.array(errors))
 
 
 def seconds_to_levels(seconds: Sequence[float], points: Sequence[Row]) -> dict[str, float | None]:
@@ -235,10 +286,20 @@ def _measures(folder: RunFolder, rows: Sequence[Row], finished: Row) -> tuple[Js
         "iterations": finished["iterations"],
         "samples": _samples(read_lines(folder.path / "samples.jsonl")),
     }
+    if finished["optimum"]:  # points that were logged before it was worked out have no optimality
+        measures = rescored(measures, _ends(finished["optimum"]), missing=True)
     # What the run has not logged of its time is left out.
     timing = {"seconds": finished["seconds"], "cpu_seconds": rows[-1].get("cpu_seconds")}
-    timing |= run_timing(rows, learned, episodes, points)
+    timing |= run_timing(rows, learned, episodes, measures["curve"])
     return measures, {name: value for name, value in timing.items() if value is not None}
+
+
+def _ends(summary: Row) -> Optimum:
+    """Return the optimum that `optimum_summary` told of, without an error of its own."""
+    value, reference = (found and Estimate(**found) for found in (summary["value"], summary["reference"]))
+    known = value is not None and reference is not None
+    ends = np.tile([reference.mean, value.mean] if known else [np.nan, np.nan], (RESAMPLES, 1))
+    return Optimum(value, reference, summary["beta"], "", ends)
 
 
 def _samples(rows: Sequence[Row]) -> list[JsonObject]:

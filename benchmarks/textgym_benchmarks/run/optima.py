@@ -12,12 +12,9 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 
-import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -25,9 +22,9 @@ from textgym_agents.registry import load_agent, make_env
 from textgym_agents.training.measures import optimum_summary, proposals_of
 from tyro.conf import Positional
 
-from textgym.checks import Floats, JsonObject
+from textgym.checks import JsonObject
 from textgym.commands.console import script
-from textgym.estimates import RESAMPLES, Samples, draw_samples, read_samples, write_samples
+from textgym.estimates import Samples, draw_samples, read_samples, write_samples
 from textgym.files import make_folder, plain, write_json
 from textgym.lm.reference import Reference
 from textgym.optimum import (
@@ -35,7 +32,6 @@ from textgym.optimum import (
     Optimum,
     estimated,
     fingerprint,
-    optimality_of,
     optimum_of,
     pays_the_same,
     samples_path,
@@ -44,7 +40,7 @@ from textgym.optimum import (
 from textgym.prompts import HeldOut
 from textgym.sources import versions
 from textgym.task import Task, make_reference, task_entry
-from textgym_benchmarks.results.rows import crossings, seconds_to_levels
+from textgym_benchmarks.results.rows import rescored, seconds_to_levels
 from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.suite import canonical
 from textgym_benchmarks.suite_folder import hold
@@ -70,7 +66,7 @@ def settle(folder: Path, split: HeldOut, save: bool, say: Callable[[str], object
         optimum, count = _work_out(_kept(folder, key), results, split)
         for result in results:
             data = result.to_json()
-            data["measures"] = rescored(data["measures"], optimum)
+            data["measures"] = rescored(data["measures"], optimum) | {"optimum": optimum_summary(optimum)}
             seconds = data["timing"]["curve_seconds"]
             data["timing"] |= seconds_to_levels(seconds, data["measures"]["curve"])
             with hold(_run(result).parent, wait=True):
@@ -79,43 +75,6 @@ def settle(folder: Path, split: HeldOut, save: bool, say: Callable[[str], object
                 shutil.rmtree(_run(result) / "checkpoint", ignore_errors=True)
         lines.append(f"{results[0].cell.id}: {optimum}, with {count} trained policies")
     return lines
-
-
-def rescored(measures: JsonObject, optimum: Optimum) -> JsonObject:
-    """Return the measures of a cell with every optimality taken from its J and another optimum.
-
-    The error of each J is taken as normal, with the standard deviation that its own interval implies.
-    """
-    found = deepcopy(measures)
-    for point in found["curve"]:
-        ends = (point["objective"], point.get("objective_low"), point.get("objective_high"))
-        scores = _scored(*ends, optimum)
-        point |= zip(("optimality", "optimality_low", "optimality_high"), scores, strict=True)
-    for side in ("before", "after"):
-        objective = found[side]["objective"] or {}
-        scores = _scored(objective.get("mean"), objective.get("low"), objective.get("high"), optimum)
-        interval = dict(zip(("mean", "low", "high"), scores, strict=True))
-        found[side]["optimality"] = None if interval["mean"] is None else interval
-    return found | {"optimum": optimum_summary(optimum), **crossings(found["curve"])}
-
-
-def _scored(
-    objective: float | None, low: float | None, high: float | None, optimum: Optimum
-) -> tuple[float | None, float | None, float | None]:
-    """Return the optimality of a J and the ends of its interval."""
-    found = None
-    if objective is not None:
-        found = optimality_of(objective, objective + _errors(low, high), optimum)
-    return (None, None, None) if found is None else (found.mean, found.low, found.high)
-
-
-def _errors(low: float | None, high: float | None) -> Floats:
-    """Return normal errors (R,) with the width of a 95% interval, in a fixed random order."""
-    if low is None or high is None:
-        return np.zeros(RESAMPLES)
-    normal = NormalDist(0.0, max((high - low) / (2 * NormalDist().inv_cdf(0.975)), 1e-300))
-    errors = [normal.inv_cdf((place + 0.5) / RESAMPLES) for place in range(RESAMPLES)]
-    return np.random.default_rng(6).permutation(np.array(errors))
 
 
 def _unsettled(folder: Path) -> dict[str, list[Result]]:

@@ -157,7 +157,7 @@ class EqualSpending:
         problem: index into the summary's problems.
         spent: tokens scored, or CPU seconds of learning; None where no run that learns tells both that and optimality.
         optimality: agent -> mean over its runs, read off their curves by linear interpolation; None where a curve does
-            not get that far, as that of an agent which learns nothing.
+            not get that far, as that of an agent which learns nothing, or is not known from there on.
     """
 
     problem: int
@@ -228,8 +228,8 @@ def _scored(results: Sequence[Result], spent: Spent) -> list[list[tuple[float, f
 
 
 def _score_at(rows: Sequence[Sequence[tuple[float, float]]], budget: float | None, held: bool) -> float | None:
-    ends = [points[-1][0] for points in rows]
-    if budget is None or not all(end > 0 if held else end >= budget for end in ends):
+    spans = [(points[0][0], points[-1][0]) for points in rows]
+    if budget is None or not all(start <= budget and (end > 0 if held else end >= budget) for start, end in spans):
         return None
     return fmean(float(np.interp(budget, *np.transpose(points))) for points in rows)
 
