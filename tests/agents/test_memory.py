@@ -10,17 +10,17 @@ from packaging.version import Version
 from textgym_agents.commands.memory import main
 from textgym_agents.config import LMPPOConfig
 from textgym_agents.lm import memory
-from textgym_agents.lm.memory import Plan, _Run, _shallow, estimate, plan_of
-from textgym_agents.lm.shapes import SHAPES, model_config
+from textgym_agents.lm.memory import Plan, _Run, estimate, plan_of
+from textgym_agents.lm.shapes import SHAPES, model_config, shallow
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import MambaConfig, Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeRMSNorm
 
 from textgym.__main__ import main as textgym_main
 from textgym.commands.console import UsageError
-from textgym.lm import backbone
+from textgym.lm import backbone, categorical
 
-TWO = _shallow(model_config("Qwen2.5-0.5B"), 2)
+TWO = shallow(model_config("Qwen2.5-0.5B"), 2)
 """Qwen2.5-0.5B with two of its layers."""
 EXPERTS = Qwen3MoeConfig(
     vocab_size=100,
@@ -136,7 +136,7 @@ def test_a_saved_adapter_stands_for_its_base(tmp_path):
 @pytest.mark.long
 def test_a_deep_model_is_reckoned_as_if_it_were_run_whole(monkeypatch):
     """Of a mini-batch in one pass, where a shallow model peaks in its loss and a deep one at its last gradient."""
-    deep = _shallow(model_config("Qwen2.5-0.5B"), 5)
+    deep = shallow(model_config("Qwen2.5-0.5B"), 5)
     plan = Plan(batch=16, prompt_tokens=64, new_tokens=64, micro_batch=4, gradient_checkpointing=True)
     found = estimate(deep, plan)
     monkeypatch.setattr(memory, "_DEPTHS", (5, 6))
@@ -149,6 +149,23 @@ def test_a_deep_model_is_reckoned_as_if_it_were_run_whole(monkeypatch):
     last = max(whole.parts[name] for name in ("Adam's step", "micro-batch, with gradient checkpointing"))
     assert whole.phases["update"] == held + last
     assert min(found.parts.values()) > 0
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_the_kl_of_a_batch_is_taken_over_as_many_states_as_fit_whatever_the_micro_batch(monkeypatch):
+    monkeypatch.setattr(categorical, "ON_CPU", 20 * 4000)  # 20 states at once, of 8 x 4; a micro-batch has 4
+
+    def arrays(**changes):
+        """What is held in chunks, in floats of a distribution over 4,000 tokens."""
+        with FakeTensorMode():
+            return _Run(tiny_llama(4000).config, replace(SMALL, micro_batch=1, **changes)).scoring()[1] / (4 * 4000)
+
+    # Log-probabilities of both models, the policy's probabilities, the log-ratio and its product with them
+    assert arrays() == pytest.approx(5 * 20, rel=0.01)
+    assert arrays(new_tokens=2) == pytest.approx(5 * 16, rel=0.01)
+    # Of what the reference says of the tokens of a micro-batch: logits, and the output layer, 16 wide, times the norm
+    assert arrays(exact=False) == pytest.approx(4 + 16, rel=0.01)
 
 
 @pytest.mark.long

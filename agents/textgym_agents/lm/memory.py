@@ -6,7 +6,6 @@ know their shapes, and adding up the storages that live at once: so it holds for
 
 from __future__ import annotations
 
-import copy
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +25,7 @@ from textgym.lm.backbone import Backbone, HuggingFaceBackbone, recompute_layers
 from textgym.lm.categorical import sample, states_at_once, statistics
 from textgym.lm.llama import LlamaBackbone, supports
 from textgym_agents.lm.lora import add_lora
+from textgym_agents.lm.shapes import shallow
 from textgym_agents.model_settings import LoRASettings
 
 if TYPE_CHECKING:
@@ -209,23 +209,13 @@ def estimate(config: PretrainedConfig, plan: Plan) -> MemoryEstimate:
 def _measures(config: PretrainedConfig, plan: Plan, update_alone: bool = False) -> dict[str, int]:
     """Return what `_Run` measures, by name; of a deep model from two shallow ones, since every layer adds the same."""
     depth = config.get_text_config().num_hidden_layers
-    shapes = (config,) if depth <= sum(_DEPTHS) else tuple(_shallow(config, layers) for layers in _DEPTHS)
+    shapes = (config,) if depth <= sum(_DEPTHS) else tuple(shallow(config, layers) for layers in _DEPTHS)
     found = [_Run(each, plan).measures(update_alone) for each in shapes]
     if len(found) == 1:
         return found[0]
     less, more = found
     steps = (depth - _DEPTHS[1]) / (_DEPTHS[1] - _DEPTHS[0])
     return {name: round(more[name] + steps * (more[name] - less[name])) for name in more}
-
-
-def _shallow(config: PretrainedConfig, layers: int) -> PretrainedConfig:
-    """Return a config with its first layers alone."""
-    result = copy.deepcopy(config)
-    text = result.get_text_config()
-    text.num_hidden_layers = layers
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:layers]
-    return result
 
 
 class _Run:
@@ -244,13 +234,13 @@ class _Run:
         self._bias, self._value = torch.zeros(self.size), nn.Linear(self._backbone.hidden_size, 1)
         with torch.no_grad(), self._precision():
             place = torch.zeros(1, dtype=torch.long)
-            features = self._backbone.features(place[None], place, place)
-        self.feature_bytes = features.shape[1] * features.element_size()
+            self._feature = self._backbone.features(place[None], place, place)
+        self.feature_bytes = self._feature.nbytes
 
     def measures(self, update_alone: bool = False) -> dict[str, int]:
         """Return the bytes of each of `_MEASURES` at its peak."""
-        found = () if update_alone else (*self.sampling(), self.scoring())
-        return dict(zip(_MEASURES[5 - len(found) :], (*found, *self.update()), strict=True))
+        found = () if update_alone else (*self.sampling(), *self.scoring())
+        return dict(zip(_MEASURES[6 - len(found) :], (*found, *self.update()), strict=True))
 
     def sampling(self) -> tuple[int, int, int, int]:
         """Return the bytes of reading prompts, of the full cache, of a token more, and of drawing it."""
@@ -266,18 +256,27 @@ class _Run:
             with self._precision():
                 features = self._backbone.extend(cache, tokens)
             extending, live.peak = live.peak - held, live.now
-            log_probs = torch.log_softmax(self._heads(features)[0], -1)
-            sample(log_probs, torch.zeros(plan.batch))
+            sample(self._log_probs(features), torch.zeros(plan.batch))
         return held, read, extending, live.peak - held
 
-    def scoring(self) -> int:
-        """Return the bytes of reading a micro-batch without a gradient."""
+    def scoring(self) -> tuple[int, int]:
+        """Return the bytes of reading a micro-batch without a gradient, and of the chunks that are scored."""
+        plan = self.plan
+        rows = min(plan.micro_batch, plan.batch)
         with torch.no_grad(), self._live() as live:
-            self._features(min(self.plan.micro_batch, self.plan.batch))
-        return live.peak
+            self._features(rows)
+        read, states = live.peak, (plan.batch if plan.exact else rows) * plan.new_tokens
+        size = states_at_once(plan.device, self.size)
+        with torch.no_grad(), self._live() as live:
+            for _ in range(min(2, -(-states // size))):  # the log-probabilities of the first outlast it
+                old = self._log_probs(self._feature.expand(min(size, states), -1))
+                if plan.exact:
+                    base = self._log_probs(self._feature.expand(min(size, states), -1))
+                    torch.linalg.vecdot(old.exp(), old - base)
+        return read, live.peak
 
     def update(self) -> tuple[int, ...]:
-        """Return the bytes of a chunk of logits, and those of `_UPDATE` for a micro-batch, the gradients included."""
+        """Return the bytes of `_UPDATE` for a micro-batch, the gradients included."""
         rows = -(-self.plan.batch // self.plan.minibatches)  # of a mini-batch
         trained = [each for each in self._model.parameters() if each.requires_grad]
         peaks: list[int] = []
@@ -293,7 +292,6 @@ class _Run:
             features = self._features(min(self.plan.micro_batch, rows))
             gradients = torch.zeros_like(features)  # of the chunks before
             mark()
-            before = live.now
             for _ in range(2):
                 self._add_chunk(features)
             mark()
@@ -304,7 +302,7 @@ class _Run:
             for hook in hooks:
                 hook.remove()
         layer = len(peaks) // self._layers + 2
-        return peaks[1] - before, max(peaks), max(peaks[:2]), max(peaks[2:][:layer]), max(peaks[2:][-layer:])
+        return max(peaks), max(peaks[:2]), max(peaks[2:][:layer]), max(peaks[2:][-layer:])
 
     def _open(self, tokens: int) -> tuple[object, Tensor]:
         ids = torch.zeros((self.plan.batch, tokens), dtype=torch.long)
@@ -324,7 +322,7 @@ class _Run:
         leaf = features[at].detach().requires_grad_()
         logits, values = self._heads(leaf)
         with torch.no_grad():
-            base = torch.log_softmax(self._heads(leaf.detach())[0], -1) if self.plan.exact else None
+            base = self._log_probs(leaf.detach()) if self.plan.exact else None
         actions = torch.zeros(len(leaf), dtype=torch.long)
         taken, divergence, entropy = statistics(logits, actions, base)
         (taken + divergence + entropy + values).sum().backward()
@@ -334,6 +332,9 @@ class _Run:
         with self._precision():
             logits, hidden = self._backbone.read_out(features)
         return logits.float() + self._bias, self._value(hidden.float()).squeeze(-1)
+
+    def _log_probs(self, features: Tensor) -> Tensor:
+        return torch.log_softmax(self._heads(features)[0], -1)
 
     def _precision(self) -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.plan.precision == "bfloat16")

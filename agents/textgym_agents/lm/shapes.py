@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -59,3 +60,13 @@ def model_config(name: str | Path, lora_rank: int | None = 1) -> PretrainedConfi
     raise ValueError(
         f"lora_rank=None: allowed is a rank, such as that of {name}, an adapter, to estimate one on {base}"
     )
+
+
+def shallow(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    """Return a copy of a config with its first layers alone."""
+    result = deepcopy(config)
+    text = result.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    return result
