@@ -49,8 +49,8 @@ FILES = ("config.json", "metrics.jsonl", "samples.jsonl", "curve.png", "tensorbo
 _MEASURES = {
     **CURVE_TITLES,
     "stop_rate": "Share that stop",
-    "distinct_1": "Distinct tokens, share",
-    "distinct_2": "Distinct pairs, share",
+    "distinct_1": "Distinct words, share",
+    "distinct_2": "Distinct word pairs, share",
 }
 _POINT = {
     "optimality": "Optimality",
