@@ -14,10 +14,10 @@ from cli_tools import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from textgym_benchmarks.pages import embed, number, visible, visible_values
-from textgym_benchmarks.report import build_report, draw_curve
+from textgym_benchmarks.report import Report, build_report, draw_curve
 from textgym_benchmarks.report.sections import charts
 from textgym_benchmarks.report.tables import agent_styles, bar_scale, draw_bar
-from textgym_benchmarks.results.store import export_results, load_results
+from textgym_benchmarks.results.store import Result, export_results, load_results
 from textgym_benchmarks.statistics import Interval
 from textgym_benchmarks.summaries import summarise
 
@@ -263,6 +263,18 @@ def test_a_place_on_the_leaderboard_says_how_many_runs_it_stands_on(tmp_path):
     rows = [cells for kind, cells in Page(tmp_path / "report" / "index.html").rows if "leaderboard" in kind]
     marked = {cells[0].strip(): "5 of 6 runs" in cells[1] for cells in rows[1:3]}
     assert marked == {"lm-ppo": True, "rloo": False}
+
+
+def test_a_cell_without_optimality_says_neither_that_nor_of_tokens_what_counts_words():
+    (value,) = make_results(("sb3-ddpg",), TASKS[:1], 1, failed=0.0, missing=0.0)
+    value["measures"]["after"] |= {"distinct_1": 0.25, "distinct_2": 0.5}
+    result = Result.from_json(value)
+    page = Report([result], {}, None).cell(result.cell.key)
+    for level in ("0.5", "0.9"):
+        assert f"<dt>Optimality {level}</dt><dd>\u2013</dd>" in page.replace("\n", "")
+    assert "not reached" not in page
+    assert "Distinct words, share" in page
+    assert "Distinct word pairs, share" in page
 
 
 def test_styles_tell_many_agents_apart():
