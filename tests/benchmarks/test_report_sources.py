@@ -8,14 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from benchmarks.live_runs import begin, row
 from benchmarks.synthetic import make_results, write_suite_folder
 from test_report import Page
 from textgym_agents.config import TrainSettings
 from textgym_agents.training.folder import RunFolder
 from textgym_benchmarks.report import build_report, read_sources
+from textgym_benchmarks.results.store import Result
 from textgym_benchmarks.run.runner import run_suite
 from textgym_benchmarks.suite import Cell, Evaluation, Suite
 from textgym_benchmarks.suite_folder import cell_folder
+from textgym_benchmarks.summaries import summarise
 
 TASKS = ("textgym/Copy-v0", "textgym/Bandit-v0", "textgym/DeepSea-v0", "textgym/Helpful-v0")
 
@@ -100,6 +103,39 @@ def test_a_cell_is_of_the_split_that_its_run_is_of(tmp_path):
     eval_suite = write_suite_folder(tmp_path / "eval", make_results(("lm-ppo",), TASKS[:1], 1, failed=0.0, missing=0.0))
     with pytest.raises(ValueError, match="measured on the split tune"):
         read_sources([eval_suite, folder])
+
+
+def test_runs_that_are_measured_at_another_beta_are_of_another_problem():
+    def at(beta, agent, status="done", own=None):
+        (value,) = make_results((agent,), TASKS[:1], 1, failed=0.0, missing=0.0)
+        cell = {name: part for name, part in value["cell"].items() if name != "key"}
+        value["cell"] = Cell.from_json(cell | {"config": {} if own is None else {"beta": own}}).to_json()
+        if status == "done":
+            value["measures"]["optimum"]["beta"] = beta
+            return Result.from_json(value)
+        error = {"type": "RuntimeError", "message": "no", "traceback": "", "attempts": 1}
+        return Result.from_json(value | {"status": status, "error": error, "measures": None, "timing": None})
+
+    runs = [at(0.01, "rloo", own=0.01), at(1.0, "rloo", own=1.0), at(1.0, "lm-ppo", own=1.0)]
+    failed = [at(None, "grpo", "failed", own=1.0), at(None, "dpo", "failed", own=7.0)]
+    summary = summarise([*runs, *failed])
+    assert [problem.label for problem in summary.problems] == ["Copy-v0, beta 0.01", "Copy-v0, beta 1"]
+    assert [problem.beta for problem in summary.problems] == [0.01, 1.0]
+    # The failed cells are with those of their own setting, or with the first.
+    places = {(entry.problem, entry.agent) for entry in summary.entries}
+    assert places == {(0, "rloo"), (1, "rloo"), (1, "lm-ppo"), (1, "grpo"), (0, "dpo")}
+    # Of one beta there is one problem, whatever the agents learned with, and its label says nothing of it.
+    summary = summarise([at(0.1, "rloo", own=0.01), at(0.1, "lm-ppo"), *failed])
+    assert [problem.label for problem in summary.problems] == ["Copy-v0"]
+
+
+def test_a_run_that_is_not_finished_is_of_the_beta_of_its_settings(tmp_path):
+    paths = [tmp_path / "low", tmp_path / "high"]
+    for path, beta in zip(paths, (0.01, 1.0), strict=True):
+        with begin(path, beta=beta).writing(events=False):
+            RunFolder.log(RunFolder(path), row(0, 0.0))
+    summary = summarise(read_sources(paths).results)
+    assert [problem.label for problem in summary.problems] == ["Copy-v0, beta 0.01", "Copy-v0, beta 1"]
 
 
 def test_runs_that_draw_their_prompts_in_other_ways_are_two(tmp_path):

@@ -242,7 +242,7 @@ def read_run(path: Path) -> JsonObject:
             measures, timing = _measures(folder, folder.metrics(), finished)
         data |= {"status": "done", "measures": measures, "timing": timing}
     else:
-        data["so_far"] = so_far(path)
+        data["so_far"] = so_far(path) | {"beta": config["config"].get("beta")}
     return data
 
 

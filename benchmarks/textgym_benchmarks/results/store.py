@@ -57,6 +57,13 @@ class Result:
         return dict(self.measures or (self.so_far if self.so_far and "after" in self.so_far else {}))
 
     @property
+    def beta(self) -> float | None:
+        """Reward units per nat that J is measured with; None where nothing tells it."""
+        optimum = self.known.get("optimum")
+        found = optimum["beta"] if optimum else (self.so_far or {}).get("beta")
+        return None if found is None else float(found)
+
+    @property
     def state(self) -> str:
         """The status, or "running" or "interrupted" in place of "missing" where the run has begun."""
         return str(self.so_far["state"]) if self.so_far else self.status

@@ -77,10 +77,12 @@ class AcrossRewards:
 
 
 def across_rewards(grid: Grid, seed: int) -> list[AcrossRewards]:
-    """Return one for each task, with its options and budget, that has several rewards."""
+    """Return one for each task, with its options, budget and beta, that has several rewards."""
     groups: dict[str, list[RankedTask]] = {}
     for problem in grid.problems:
-        groups.setdefault(canonical([problem.id, dict(problem.env), problem.episodes]), []).append(problem)
+        groups.setdefault(canonical([problem.id, dict(problem.env), problem.episodes, problem.beta]), []).append(
+            problem
+        )
     return [_across(grid, problems, seed) for problems in groups.values() if len(problems) > 1]
 
 

@@ -117,12 +117,13 @@ def generator_of(seed: int, *names: str) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class RankedTask:
-    """A task with its reward, options and budget, on which agents are compared.
+    """A task with its reward, options, budget and price of KL, on which agents are compared.
 
     Attributes:
         index: in the summary's list of problems.
         id: of the environment. label: what tables call the problem, unique. family: of the task.
         reward: what tables call the reward. env: other options. episodes: the budget.
+        beta: reward units per nat, that J is measured with; None where no result tells it.
     """
 
     index: int
@@ -132,6 +133,7 @@ class RankedTask:
     reward: str
     env: Mapping[str, Any]
     episodes: int
+    beta: float | None
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,8 @@ class Grid:
 def make_grid(results: Sequence[Result], names: Mapping[str, str] | None = None) -> Grid:
     """Sort results into a table.
 
-    Agents with the same name but other settings are told apart by their settings, problems that differ in options or
-    budget by these.
+    Agents with the same name but other settings are told apart by their settings, problems that differ in options,
+    budget or the beta that J is measured with by these.
 
     Args:
         names: `agent_names` of the results that these are a part of; None: they are all.
@@ -195,45 +197,74 @@ def make_grid(results: Sequence[Result], names: Mapping[str, str] | None = None)
         seen[key] = result
     problems, names = _problems(results), names or agent_names(results)
     runs: dict[tuple[str, int], list[Result]] = defaultdict(list)
-    for result in results:
-        runs[names[result.cell.key], problems[_identity(result)].index].append(result)
+    for key, identity in _identities(results).items():
+        runs[names[key], problems[identity].index].append(seen[key])
     ordered = {pair: tuple(sorted(row, key=lambda run: run.cell.seed)) for pair, row in runs.items()}
     agents = dict.fromkeys(names[result.cell.key] for result in results)
     return Grid(tuple(agents), tuple(problems.values()), ordered)
 
 
-def _identity(result: Result) -> str:
-    cell = result.cell
-    return canonical([cell.id, cell.reward_name, cell.reward, dict(cell.env), cell.episodes])
+Identity = tuple[str, str | None]
+"""What makes a problem: task, reward, options and budget; and the beta that J is measured with, None if not known."""
 
 
-def _problems(results: Sequence[Result]) -> dict[str, RankedTask]:
-    """Return identity -> problem, by family and then in the order of the results, with a label that is theirs alone."""
-    first: dict[str, Result] = {}
+def _identities(results: Iterable[Result]) -> dict[str, Identity]:
+    """Return key of a cell -> what makes its problem.
+
+    A result that does not tell beta, as a failed one, is taken to have that of the first with its own setting of beta,
+    else of the first.
+    """
+    found: dict[str, tuple[str, str, str | None]] = {}
+    betas: dict[tuple[str, str], str] = {}
     for result in results:
-        first.setdefault(_identity(result), result)
+        cell, beta = result.cell, None if result.beta is None else f"{result.beta:g}"
+        task = canonical([cell.id, cell.reward_name, cell.reward, dict(cell.env), cell.episodes])
+        own = canonical(cell.config.get("beta"))
+        found[cell.key] = task, own, beta
+        if beta is not None:
+            betas.setdefault((task, own), beta)
+            betas.setdefault((task, ""), beta)
+    return {
+        key: (task, beta or betas.get((task, own)) or betas.get((task, ""))) for key, (task, own, beta) in found.items()
+    }
 
-    def rank(identity: str) -> tuple[int, str]:
+
+def _problems(results: Sequence[Result]) -> dict[Identity, RankedTask]:
+    """Return identity -> problem, by family and then in the order of the results, with a label that is theirs alone."""
+    first: dict[Identity, Result] = {}
+    identities = _identities(results)
+    for result in results:
+        first.setdefault(identities[result.cell.key], result)
+
+    def rank(identity: Identity) -> tuple[int, str]:
         family = first[identity].family
         return (FAMILIES.index(family), "") if family in FAMILIES else (len(FAMILIES), family)
 
     ordered = sorted(first, key=rank)  # stable: the order of the results within a family
-    labels = _labels([first[identity].cell for identity in ordered])
+    labels = _labels([(first[identity].cell, identity[1]) for identity in ordered])
     problems = {}
     for index, (identity, label) in enumerate(zip(ordered, labels, strict=True)):
         cell, family = first[identity].cell, first[identity].family
-        problems[identity] = RankedTask(index, cell.id, label, family, cell.reward_name, dict(cell.env), cell.episodes)
+        beta = None if identity[1] is None else float(identity[1])
+        place = (index, cell.id, label, family, cell.reward_name)
+        problems[identity] = RankedTask(*place, dict(cell.env), cell.episodes, beta)
     return problems
 
 
-def _labels(cells: Iterable[Cell]) -> list[str]:
-    """Return short names of problems: more is added only where problems would have the same."""
-    parts = []
-    for cell in cells:
+def _labels(problems: Iterable[tuple[Cell, str | None]]) -> list[str]:
+    """Return short names of problems: more is added only where problems would have the same. Args: with their beta."""
+    rows = []
+    betas: dict[str, set[str | None]] = defaultdict(set)
+    for cell, beta in problems:
         options = ", ".join(f"{name} {canonical(value)}" for name, value in cell.env.items())
         reward = "" if cell.reward_name == "default" else cell.reward_name
         short = ", ".join(part for part in (cell.short_id, reward, options) if part)
-        parts.append((short, f"{cell.episodes:,} episodes", f"reward {canonical(cell.reward)}", cell.id))
+        betas[short].add(beta)
+        rows.append((short, beta, (f"{cell.episodes:,} episodes", f"reward {canonical(cell.reward)}", cell.id)))
+    parts = [
+        (f"{short}, beta {beta}" if beta is not None and len(betas[short]) > 1 else short, *more)
+        for short, beta, more in rows
+    ]
     for length in (1, 2, 3):
         labels = [", ".join(part[:length]) for part in parts]
         if len(set(labels)) == len(labels):
@@ -246,9 +277,12 @@ def agent_names(results: Sequence[Result]) -> dict[str, str]:
 
     A name may stand for other settings on other problems: only those of one problem are a clash, whatever their seeds.
     """
-    kinds: dict[tuple[str, str], set[str]] = defaultdict(set)
+    kinds: dict[tuple[str, Identity], set[str]] = defaultdict(set)
+    identities = _identities(results)
     for result in results:
-        kinds[result.cell.name, _identity(result)].add(canonical([result.cell.agent, dict(result.cell.config)]))
+        kinds[result.cell.name, identities[result.cell.key]].add(
+            canonical([result.cell.agent, dict(result.cell.config)])
+        )
     clashing = {name for (name, _), found in kinds.items() if len(found) > 1}
     settings: dict[str, list[set[str]]] = defaultdict(list)
     for result in results:
