@@ -13,10 +13,10 @@ from benchmarks.synthetic import make_results, write_suite_folder
 from cli_tools import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from textgym_benchmarks.pages import embed, number, visible, visible_values
+from textgym_benchmarks.pages import embed, fixed, number, places, visible, visible_values
 from textgym_benchmarks.report import Report, build_report, draw_curve
 from textgym_benchmarks.report.sections import charts
-from textgym_benchmarks.report.tables import agent_styles, bar_scale, draw_bar
+from textgym_benchmarks.report.tables import agent_styles, bar_scale, draw_bar, timed
 from textgym_benchmarks.results.store import Result, export_results, load_results
 from textgym_benchmarks.statistics import Interval
 from textgym_benchmarks.summaries import summarise
@@ -324,6 +324,14 @@ def test_a_drawn_curve_matches_hand_arithmetic():
 )
 def test_numbers_for_people(value, text):
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "\u2013"), (0.0, "0.0"), (0.0123, "0.012"), (0.25, "0.25"), (1.26, "1.3"), (71.04, "71.0")],
+)
+def test_short_times_have_two_digits(seconds, text):
+    assert timed(seconds).text == fixed(seconds, places(seconds)) == text
 
 
 TEXTS = st.text(max_size=6)

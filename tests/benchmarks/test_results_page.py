@@ -83,6 +83,15 @@ def test_remarks_by_hand_are_included(path, tmp_path):
         results_page(path, tmp_path / "none.md")
 
 
+def test_cpu_seconds_of_short_runs_are_told(tmp_path):
+    cells = make_results(["lm-ppo"], ["textgym/Copy-v0"], 1, failed=0.0, missing=0.0, samples=0)
+    cells[0]["timing"] |= {"learning_cpu_seconds": 0.0423, "cpu_seconds": 36.0}
+    export_results([Result.from_json(each) for each in cells], tmp_path / "short.json")
+    page = results_page(tmp_path / "short.json")
+    assert "| CPU time of all cells | 0.010 hours |" in page
+    assert " | 0.042 | 1 |" in page
+
+
 def test_numbers_do_not_hang_on_the_last_bits():
     assert fixed(0.1 + 0.2 + 0.125 - 0.3) == fixed(0.125) == "0.12"
     assert fixed(0.135 + 1e-16, 2) == fixed(0.135 - 1e-16, 2)

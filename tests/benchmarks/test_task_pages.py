@@ -48,6 +48,13 @@ def test_scores_stand_with_their_task_and_an_unmeasured_task_says_so(pages: dict
     assert "No agent has been measured" in copy
 
 
+def test_what_rounds_to_zero_has_no_sign() -> None:
+    cells = make_results(("lm-ppo",), ("textgym/Bandit-v0",), 1, failed=0.0, missing=0.0)
+    cells[0]["measures"]["after"]["optimality"] = {"mean": -0.0001, "low": -0.0004, "high": 0.0002}
+    page = task_pages(Result.from_json(cell) for cell in cells)["diagnostics.md"]
+    assert "| `lm-ppo` | 0.000 [0.000, 0.000] | " in page
+
+
 @pytest.mark.slow
 def test_the_committed_pages_are_made_of_the_committed_results() -> None:
     results = ROOT / "benchmarks" / "results" / "core.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from importlib.resources import files
@@ -92,7 +93,8 @@ def environment(package: str) -> Environment:
     """Return the templates of a package's folder `templates`, with those of this package (`base.html`) behind them.
 
     Everything that a template puts out is made visible (see `visible`) and then escaped for HTML. Filters: `lines`
-    keeps line ends, `embed` writes JSON for a script element, `number` writes a number or a dash for None.
+    keeps line ends, `embed` writes JSON for a script element, `number` writes a number or a dash for None,
+    with the `places` of a time.
     """
     made = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader(__name__)]),
@@ -102,7 +104,7 @@ def environment(package: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"lines": lines, "embed": embed, "number": number}
+    made.filters |= {"lines": lines, "embed": embed, "number": number, "places": places}
     return made
 
 
@@ -157,10 +159,16 @@ def number(value: float | None, digits: int = 3) -> str:
     return text.replace("-", "\u2212")
 
 
+def places(time: float | None) -> int:
+    """Return how many digits after the point a time has: one, or two significant ones where it is below 1."""
+    return 1 if not time or time >= 1 else 1 - math.floor(math.log10(time))
+
+
 def markdown(package: str, name: str) -> Template:
     """Return a template of Markdown in a package's folder `templates`.
 
-    Filters: `text` for every text of a file, `fixed` for numbers, `interval` for those with their ends.
+    Filters: `text` for every text of a file, `fixed` for numbers, with the `places` of a time, `interval` for those
+    with their ends.
     """
     made = Environment(
         loader=PackageLoader(package),
@@ -169,7 +177,7 @@ def markdown(package: str, name: str) -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"text": text, "fixed": fixed, "interval": interval}
+    made.filters |= {"text": text, "fixed": fixed, "interval": interval, "places": places}
     return made.get_template(name)
 
 

@@ -32,6 +32,7 @@ from textgym_benchmarks.report.tables import (
     estimate,
     figure,
     make_table,
+    timed,
 )
 from textgym_benchmarks.results.store import Result, Sources, read_sources
 from textgym_benchmarks.statistics import Interval
@@ -227,7 +228,7 @@ def _cell_table(runs: Sequence[Run], summary: Summary, agents: Mapping[str, int]
         (Column("Tokens scored"), lambda run: figure(run[1].known.get("tokens"), 0)),
         (
             Column("Seconds", "Of the whole cell, evaluations included"),
-            lambda run: figure((run[1].timing or {}).get("seconds"), 1),
+            lambda run: timed((run[1].timing or {}).get("seconds")),
         ),
         *([(Column("Run", numeric=False), link)] if folder else []),
     ]

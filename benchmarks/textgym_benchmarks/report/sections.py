@@ -22,6 +22,7 @@ from textgym_benchmarks.report.tables import (
     figure,
     figures,
     make_table,
+    timed,
     tinted,
 )
 from textgym_benchmarks.results.store import Result
@@ -264,7 +265,7 @@ def charts(summary: Summary, agents: Mapping[str, int]) -> list[Chart]:
             agent_column(agents),
             figures("Tokens per CPU second", "tokens_per_cpu_second", 0),
             figures("Tokens scored a run", "tokens", 0),
-            figures("CPU seconds a run", "cpu_seconds", 1),
+            (Column("CPU seconds a run"), lambda row: timed(row.cpu_seconds)),
         ]
         found.append(Chart("throughput", make_table(summary.leaderboard, columns)))
     return found

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from markupsafe import Markup
 
-from textgym_benchmarks.pages import number
+from textgym_benchmarks.pages import number, places
 from textgym_benchmarks.statistics import Interval
 from textgym_benchmarks.summaries.findings import BASELINES
 
@@ -85,6 +85,11 @@ def make_table(rows: Iterable[T], columns: Sequence[ColumnOf[T]], sortable: bool
 def figure(value: float | None, digits: int = 3) -> Value:
     """Return a value that is a number, or a dash."""
     return Value(number(value, digits), sort=value, tone="soft" if value is None else "")
+
+
+def timed(seconds: float | None) -> Value:
+    """Return a value that is a time, or a dash."""
+    return figure(seconds, places(seconds))
 
 
 def figures(label: str, attribute: str, digits: int = 3, title: str = "", descending: bool = True) -> ColumnOf[object]:

@@ -136,8 +136,8 @@ def _interval(found: Interval) -> str:
     if found.value is None:
         return "-"
     if found.low is None or found.high is None:
-        return f"{found.value:.3f}"
-    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+        return f"{found.value:z.3f}"
+    return f"{found.value:z.3f} [{found.low:z.3f}, {found.high:z.3f}]"
 
 
 def main() -> None:
