@@ -110,7 +110,7 @@ EXERCISES = (
     ),
     Exercise(
         "greedy_and_likeliest",
-        "The greedy text is not the likeliest one.",
+        "The greedy text and the likeliest text.",
         _greedy,
         {"the greedy text is taken to be the likeliest one": _greedy_twice},
     ),

@@ -89,7 +89,7 @@ def _count() -> list[Case]:
 EXERCISES = (
     Exercise(
         "policy_transitions",
-        "The Markov chain that a policy makes of an MDP.",
+        "The Markov chain of a policy in an MDP.",
         _transitions,
         {
             "all actions count alike": lambda transitions, pi: transitions.mean(axis=1),
@@ -98,7 +98,7 @@ EXERCISES = (
     ),
     Exercise(
         "state_distribution",
-        "Where an episode is at time t.",
+        "The state distribution at time t.",
         _distribution,
         {
             "it is P_pi rho and not rho P_pi": lambda rho, chain, t: np.linalg.matrix_power(chain, t) @ rho,

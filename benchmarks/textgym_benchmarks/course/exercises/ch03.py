@@ -110,7 +110,7 @@ EXERCISES = (
     ),
     Exercise(
         "longest_wait",
-        "After how many steps a reward hardly counts.",
+        "The number of steps after which a reward hardly counts.",
         _longest_wait,
         {
             "1 / (1 - gamma) is taken, whatever the share": lambda gamma, share: round(1 / (1 - gamma)),

@@ -176,7 +176,7 @@ EXERCISES = (
     ),
     Exercise(
         "performance_difference",
-        "How much better a policy is, by the old one's advantages.",
+        "The gain of a new policy from the old policy's advantages.",
         _performance_difference,
         {
             "gamma^t is left out": lambda passing, steps, policy, advantages, gamma: (

@@ -105,7 +105,7 @@ EXERCISES = (
     ),
     Exercise(
         "epsilon_greedy",
-        "The policy of epsilon-greedy.",
+        "The epsilon-greedy policy.",
         _greedy,
         {
             "the best action has no share of the random choice": lambda q, epsilon: np.where(
@@ -116,7 +116,7 @@ EXERCISES = (
     ),
     Exercise(
         "exploration_schedule",
-        "A schedule of exploration.",
+        "An exploration schedule.",
         _schedules,
         {
             "both kinds are taken to be linear": lambda kind, start, end, progress: scheduled(
@@ -129,7 +129,7 @@ EXERCISES = (
     ),
     Exercise(
         "puct_scores",
-        "What a tree search maximises.",
+        "The scores that a tree search maximises.",
         _puct,
         {
             "1 is not added to the visits": lambda q, prior, visits, c: (
@@ -145,7 +145,7 @@ EXERCISES = (
     ),
     Exercise(
         "chance_to_find",
-        "How likely random actions find one string.",
+        "The probability that random actions find one sequence.",
         _chances,
         {
             "chances are added up": lambda epsilons, actions, depth: ((epsilons / actions) ** depth).sum(),

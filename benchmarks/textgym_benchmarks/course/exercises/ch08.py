@@ -132,7 +132,7 @@ EXERCISES = (
     ),
     Exercise(
         "calibration_error",
-        "How far confidence and accuracy are apart.",
+        "The gap between confidence and accuracy.",
         _calibration_error,
         {
             "every bin counts the same, however many pairs it holds": lambda margins, edges: _error(
@@ -145,7 +145,7 @@ EXERCISES = (
     ),
     Exercise(
         "margin_with_flips",
-        "What flipped labels make of a margin.",
+        "The margin that is learned from flipped labels.",
         _margin_with_flips,
         {
             "the margin is shortened by the share of flips": lambda margin, flips: (1 - flips) * margin,

@@ -154,7 +154,7 @@ EXERCISES = (
     ),
     Exercise(
         "rlhf_token_rewards",
-        "Score and KL as rewards of tokens.",
+        "The score and the KL as token rewards.",
         _rlhf_token_rewards,
         {
             "the KL is added instead of charged": lambda score, own, base, beta: (
@@ -168,7 +168,7 @@ EXERCISES = (
     ),
     Exercise(
         "explained_variance",
-        "How good a critic is.",
+        "The explained variance of a critic.",
         _explained_variance,
         {
             "the squared error stands where its variance belongs": lambda returns, values: (

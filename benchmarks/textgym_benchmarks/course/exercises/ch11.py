@@ -126,7 +126,7 @@ EXERCISES = (
     ),
     Exercise(
         "dpo_weight",
-        "How much a pair counts in the gradient of DPO.",
+        "The weight of a pair in the gradient of DPO.",
         _weights,
         {
             "pairs that are in the right order count most": lambda chosen, rejected, beta: (

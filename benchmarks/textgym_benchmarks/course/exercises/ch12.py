@@ -176,7 +176,7 @@ def _scan(rewards: Floats, values: Floats, lengths: Ints, lam: float, reset: boo
 EXERCISES = (
     Exercise(
         "tempered_log_probs",
-        "Score as you sample.",
+        "Score tokens with the distribution that samples them.",
         _tempered_log_probs,
         {
             "the temperature is left out": lambda logits, temperature: (
@@ -226,7 +226,7 @@ EXERCISES = (
     ),
     Exercise(
         "charged_rewards",
-        "The KL is a price.",
+        "Subtract the price of the KL from the rewards.",
         _charged_rewards,
         {
             "the KL is paid out instead of charged": lambda rewards, own, base, beta: rewards + beta * (own - base),
@@ -237,7 +237,7 @@ EXERCISES = (
     ),
     Exercise(
         "gae_rows",
-        "Nothing comes after the end.",
+        "GAE without values from the padding.",
         _gae_rows,
         {
             "V of the padding is taken for V after the end of a short row": lambda r, v, n, lam: _scan(
@@ -261,7 +261,7 @@ EXERCISES = (
     ),
     Exercise(
         "ppo_losses",
-        "The old policy is the one that sampled.",
+        "Ratios to the policy that sampled.",
         _ppo_losses,
         {
             "old log-probabilities are computed anew, so that every ratio is 1": lambda new, old, a, clip: -a,
