@@ -12,6 +12,7 @@ from lm.tiny_rewards import save_reward_model
 from lm.zoo import VOCAB, zoo_classifier, zoo_model
 from textgym_agents.lm.critic import branch
 from textgym_agents.lm.policy import LMPolicy
+from textgym_agents.rlhf.inputs import longest_row
 from transformers import BertModel, GPT2LMHeadModel
 
 from textgym.lm.backbone import HuggingFaceBackbone, RereadingBackbone, max_tokens
@@ -113,6 +114,25 @@ def test_a_model_that_divides_its_weights_is_refused_before_and_after_it_did(use
         ValueError, match=r"^model: Rwkv.* cannot be used with rescale_every=1: .*allowed is rescale_every=0"
     ):
         choose_backbone(model)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*reads a whole row again")
+def test_an_attention_that_short_rows_switch_is_refused_where_rows_are_longer():
+    sparse = {"attention_type": "block_sparse", "block_size": 4, "num_random_blocks": 1}  # full up to (5 + 2) 4 tokens
+    model = zoo_model("big_bird", **sparse)
+    parts = list(model.modules())
+    message = r"^model: BigBird.* attention_type='block_sparse' and rows of up to 29 .*=\"original_full\".* at most 28"
+    with pytest.raises(ValueError, match=message):
+        choose_backbone(model, tokens=29)
+    with pytest.raises(ValueError, match=message):
+        longest_row(model, 29)
+    assert longest_row(model, 28) == 28
+    choose_backbone(model, tokens=28)
+    assert all(a is b for a, b in zip(model.modules(), parts, strict=True))
+    assert model.bert.attention_type == model.bert.encoder.layer[1].attention.attention_type == "block_sparse"
+    choose_backbone(zoo_model("big_bird", **{**sparse, "attention_type": "original_full"}), tokens=29)
+    choose_backbone(zoo_model("bigbird_pegasus", **sparse), tokens=29)  # its decoder has no such attention
 
 
 @pytest.mark.slow

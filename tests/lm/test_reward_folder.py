@@ -4,6 +4,7 @@ import json
 
 import pytest
 from lm.tiny_rewards import save_reward_model, save_tokenizer
+from lm.zoo import zoo_classifier
 
 from textgym.lm.reward_model import RewardModel
 
@@ -65,3 +66,13 @@ def test_missing_files_are_named_at_once(tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"no \*.safetensors in that folder"):
         RewardModel(folder)
+
+
+@pytest.mark.slow
+def test_an_attention_that_short_rows_switch_takes_no_long_ones(tmp_path):
+    sparse = {"attention_type": "block_sparse", "block_size": 4, "num_random_blocks": 1}  # full up to (5 + 2) 4 tokens
+    zoo_classifier("big_bird", **sparse).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match="attention_type='block_sparse' and rows of up to 64 tokens"):
+        RewardModel(tmp_path, device="cpu")(["a"], ["b"])
+    RewardModel(tmp_path, device="cpu", max_length=28)(["a"], ["b"])

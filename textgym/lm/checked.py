@@ -101,18 +101,14 @@ def choose_backbone(model: PreTrainedModel, lean: bool = True, tokens: int | Non
         model: a Hugging Face causal LM or encoder-decoder, on its device.
         lean: whether the hand-written Llama may be chosen.
         tokens: the longest row that will be read; None: not known, taken for 512.
-    Raises: ValueError if no backbone does, or the model's forward changes its own parameters, as RWKV's does with
-        `rescale_every`; it names the model and the difference.
+    Raises: ValueError if no backbone does, or the model changes as it is used, as RWKV does with `rescale_every` and
+        BigBird with "block_sparse" attention; it names the model and the difference.
     Warns: TextGymWarning if the model can only be run without a cache, or longer rows are too large to be compared.
     """
-    if (every := getattr(model.config, "rescale_every", None) or 0) > 0:
-        raise ValueError(
-            f"model: {type(model).__name__} cannot be used with rescale_every={every}: it divides its own weights when "
-            "it is first used, and again when they are saved and loaded; allowed is rescale_every=0 in the config.json "
-            "that it is loaded from"
-        )
+    tokens = _SHORT if tokens is None else tokens
+    refuse_changing(model, tokens)
     known = _chosen.setdefault(model, {})
-    thresholds = _thresholds(model, _SHORT if tokens is None else tokens)
+    thresholds = _thresholds(model, tokens)
     device = next(model.parameters()).device
     autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
     # An adapter that was put into it, another precision or gradient checkpointing makes it another model to run.
@@ -132,6 +128,24 @@ def choose_backbone(model: PreTrainedModel, lean: bool = True, tokens: int | Non
     backbone = way(model)
     backbone.by_pieces = by_pieces
     return backbone
+
+
+def refuse_changing(model: PreTrainedModel, tokens: int) -> None:
+    """Raise ValueError if rows of up to `tokens` tokens change what a model computes afterwards."""
+    config, who = model.config, f"model: {type(model).__name__} cannot be used with"
+    if (every := getattr(config, "rescale_every", None) or 0) > 0:
+        raise ValueError(
+            f"{who} rescale_every={every}: it divides its own weights when it is first used, and again when they are "
+            "saved and loaded; allowed is rescale_every=0 in the config.json that it is loaded from"
+        )
+    if getattr(config, "attention_type", None) == "block_sparse" and _switches(model):
+        full = (5 + 2 * config.num_random_blocks) * config.block_size
+        if full < tokens:
+            raise ValueError(
+                f"{who} attention_type='block_sparse' and rows of up to {tokens} tokens: the first one of at most "
+                f"{full} makes it 'original_full' for all that follow; allowed is attention_type=\"original_full\" in "
+                f"the config.json that it is loaded from, or rows of at most {full} tokens"
+            )
 
 
 def choose_alike(copy: PreTrainedModel, model: PreTrainedModel) -> None:
@@ -342,11 +356,12 @@ def _difference(rows: _Rows, answer: _Answer) -> tuple[float, float]:
 
 @contextlib.contextmanager
 def undisturbed(model: PreTrainedModel) -> Iterator[None]:
-    """Run a block in evaluation mode without gradients, then restore training mode and random state.
+    """Run a block in evaluation mode without gradients, then restore training mode, attention and random state.
 
     Raises: ValueError if the model's parameters were written to.
     """
     training = [module for module in model.modules() if module.training]
+    attention = [(module, module.attention_type, {**module._modules}) for module in _switches(model)]
     versions = _versions(model)
     model.eval()
     try:
@@ -354,10 +369,18 @@ def undisturbed(model: PreTrainedModel) -> Iterator[None]:
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
             yield
     finally:
+        for module, kind, parts in attention:
+            module.attention_type = kind
+            module._modules.update(parts)
         for module in training:
             module.training = True
     if versions != _versions(model):
         raise ValueError(f"model: {type(model).__name__} cannot be used, its forward changes its own parameters")
+
+
+def _switches(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """Return the modules of BigBird that put another attention in place of their own when they read a short row."""
+    return [module for module in model.modules() if hasattr(module, "set_attention_type")]
 
 
 def _versions(model: PreTrainedModel) -> list[int]:

@@ -299,12 +299,14 @@ class RewardModel(NamedReward):
 
         from textgym.lm.backbone import max_tokens
         from textgym.lm.causal import choose_device
+        from textgym.lm.checked import refuse_changing
         from textgym.lm.scoring import load_reward_model
 
         model, vocabulary = load_reward_model(name, self.tokenizer, self.chat, getattr(torch, self.precision))
         limit = max_tokens(model)
         if self.max_length is not None and limit is not None and self.max_length > limit:
             raise ValueError(f"max_length={self.max_length}: the model {name!r} reads at most {limit} tokens")
+        refuse_changing(model, self.max_length or limit or 0)
         offset = read_offset(Path(name)) if self.centre else 0.0
         model.to(choose_device(self.device))  # type: ignore[arg-type]
         return Member(model, vocabulary, self.max_length or limit, offset)

@@ -16,7 +16,7 @@ from textgym.checks import JsonObject
 from textgym.files import replace_folder, write_json
 from textgym.lm.backbone import max_tokens, recompute_layers
 from textgym.lm.causal import load_causal_lm, load_weights
-from textgym.lm.checked import choose_backbone
+from textgym.lm.checked import choose_backbone, refuse_changing
 from textgym.lm.encdec import refuse_encoder_decoder
 from textgym.lm.reference import Reference
 from textgym.lm.scoring import Encoded
@@ -275,14 +275,14 @@ def freeze_first_layers(model: PreTrainedModel, layers: int) -> None:
 def longest_row(model: PreTrainedModel, asked: int | None) -> int:
     """Return the most tokens of a row: what is asked for, or what the model reads, up to 1024.
 
-    Raises: ValueError if more is asked for than the model reads.
+    Raises: ValueError if more is asked for than the model reads, or rows of that length change it.
     """
     limit = max_tokens(model)
-    if asked is None:
-        return min(limit or _LONGEST, _LONGEST)
-    if limit is not None and asked > limit:
+    if asked is not None and limit is not None and asked > limit:
         raise ValueError(f"max_length={asked}: the model reads at most {limit} tokens")
-    return asked
+    length = min(limit or _LONGEST, _LONGEST) if asked is None else asked
+    refuse_changing(model, length)
+    return length
 
 
 def save_model_folder(
