@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from lm.zoo import VOCAB, zoo_classifier, zoo_model
 from textgym_agents.lm.critic import branch
 from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.rlhf.inputs import longest_row
-from transformers import BertModel, GPT2LMHeadModel
+from transformers import BertModel, GPT2LMHeadModel, LEDConfig
 
 from textgym.lm.backbone import HuggingFaceBackbone, RereadingBackbone, max_tokens
 from textgym.lm.causal import CausalLM, check_positions
@@ -257,6 +258,16 @@ def test_positions_are_those_that_a_model_keeps():
         check_positions(zoo_model("roberta"), 64)
     assert max_tokens(zoo_model("mpt", max_seq_len=24)) == 24
     assert max_tokens(zoo_model("mamba")) is None
+    whisper = zoo_model("whisper", max_target_positions=16)
+    alone(whisper, np.arange(16), 16)
+    with pytest.raises(IndexError):
+        alone(whisper, np.arange(17), 17)
+    check_positions(whisper, 16)
+    with pytest.raises(ValueError, match="it reads at most 16 tokens but a state has up to 17"):
+        check_positions(whisper, 17)
+    longer_prompts = LEDConfig(max_encoder_position_embeddings=32, max_decoder_position_embeddings=8)
+    longer_replies = LEDConfig(max_encoder_position_embeddings=8, max_decoder_position_embeddings=32)
+    assert [max_tokens(SimpleNamespace(config=each)) for each in (longer_prompts, longer_replies)] == [8, 8]
 
 
 def test_a_model_whose_positions_change_with_the_length_reads_up_to_there():
