@@ -15,8 +15,10 @@ import torch
 from cli_tools import assert_one_line, run
 from textgym_agents.commands.export import card, push
 from textgym_agents.config import TrainSettings
-from textgym_agents.registry import load_agent, make_env
+from textgym_agents.lm.checkpoint import export_model
+from textgym_agents.registry import load_agent, make_agent, make_env
 from textgym_agents.training.loop import SilentWatcher, Training
+from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
 from textgym import make_task, task_names
 from textgym.checks import is_finite
@@ -45,7 +47,7 @@ def exported(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_exported_model_generates_what_the_agent_would(exported):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     env = make_env("textgym/Helpful-v0", 2, **ENV)
     agent = load_agent(exported / "run", env)
@@ -80,7 +82,7 @@ def test_a_folder_of_a_diagnostic_task_reads_its_words(tmp_path, name):
 
 @pytest.mark.slow
 def test_the_exported_model_of_a_task_s_words_ends_where_the_task_does(tmp_path, capsys):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     config = {"batch": 4, "minibatches": 1}
     settings = TrainSettings("textgym/Stop-v0", "rloo", 4, config, final_per_prompt=1, track="")
@@ -229,3 +231,29 @@ def test_a_kept_checkpoint_is_one_of_its_run(exported, capsys, tmp_path):
     assert "# rloo on textgym/Helpful-v0\n" in text
     assert "None: the policy is of iteration 1; a run has those of its end." in text
     assert "## Samples" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_model_of_texts_and_images_is_exported(tmp_path, rank):
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {**size, "vocab_size": 96, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
+    images = {**size, "image_size": 28, "patch_size": 14}
+    ids = {"boi_token_index": 93, "eoi_token_index": 94, "image_token_index": 95, "image_token_id": 95}
+    config = Gemma3Config(text_config=text, vision_config=images, mm_tokens_per_image=1, **ids)
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path / "model")
+    words = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(93))]
+    options = {"tokenizer": words, "stop": "</s>", "max_new_tokens": 3, "reward": "word_count"}
+    env = make_env("textgym/Text-v0", 2, prompts=["w1 w2"], reference=str(tmp_path / "model"), vocab_size=96, **options)
+    agent = make_agent("rloo", env, batch=4, minibatches=1, lora_rank=rank, device="cpu")
+    agent.save(tmp_path / "agent")
+    export_model(tmp_path / "agent", tmp_path / "out")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(plain) is Gemma3ForConditionalGeneration
+    observation, _ = env.reset(seed=0)
+    row = torch.tensor(observation["input_ids"][:1, :2])
+    with torch.no_grad():
+        got = plain(input_ids=row).logits[0, -1].numpy()
+    want = agent.log_probs(observation)[0]
+    possible = want > -1e6
+    np.testing.assert_allclose(np.ptp(got[possible] - want[possible]), 0, atol=1e-4)

@@ -298,9 +298,9 @@ def export_model(path: str | Path, out: str | Path) -> JsonObject:
         )
     with reading(folder, "the saved agent"):
         model = _plain_model(folder, head)
-        # The tokenizer's files do not say which tokens end an episode of the task.
-        stop = head["state"].get("stop_ids")
-        vocabulary = load_vocabulary(str(folder / "model"), stop=stop, vocab_size=model.config.vocab_size)
+        stop = head["state"].get("stop_ids")  # which the tokenizer's files do not say
+        size = model.config.get_text_config().vocab_size
+        vocabulary = load_vocabulary(str(folder / "model"), stop=stop, vocab_size=size)
     suppressed = np.flatnonzero(~vocabulary.allowed).tolist()
     model.generation_config = GenerationConfig(
         do_sample=True,
