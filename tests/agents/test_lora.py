@@ -10,9 +10,12 @@ import pytest
 import torch
 from agents.lora_tools import IDS, helpful_env, lora_config, plain_logits
 from lm.tiny_models import tiny_gpt2, tiny_llama
+from lm.zoo import zoo_model
 from textgym_agents import load_agent, make_agent
 from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.config import LMPPOConfig
+from textgym_agents.lm.lora import add_lora, merged
+from textgym_agents.model_settings import LoRASettings
 from textgym_agents.registry import agent_class, make_config
 from textgym_agents.rlhf.settings import RewardModelSettings, SFTSettings
 
@@ -164,6 +167,46 @@ def test_settings_of_supervised_training_are_checked_too():
 def test_unknown_layers_are_named_with_those_there_are(task):
     with pytest.raises(ValueError, match=r"lora_targets='c_attn': LlamaForCausalLM has no such layers.*q_proj"):
         LMPPO(task, lora_config(lora_targets="c_attn"), model=tiny_llama(4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "ends"),
+    [
+        ("mixtral", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        ("qwen3_moe", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        ("mamba", {"in_proj", "x_proj"}),
+        ("mamba2", {"in_proj"}),
+    ],
+)
+def test_all_linear_leaves_out_what_gets_no_adapter(kind, ends):
+    model = zoo_model(kind)
+    adapted = add_lora(model, LoRASettings(lora_rank=2), 0)
+    found = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in adapted.named_parameters() if ".lora_A" in name}
+    assert found == ends
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=generator)
+        want = plain_logits(adapted)
+        assert (want - plain_logits(zoo_model(kind))).abs().max() > 1e-3
+        torch.testing.assert_close(plain_logits(merged(adapted)), want, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("targets", "reason"),
+    [
+        (
+            "gate_proj,up_proj,down_proj",
+            "in the parameter '(gate_up|down)_proj', not in .*; allowed .* k_proj",
+        ),
+        ("up_proj", "allowed are .* k_proj, .*also targeting gate_proj"),
+    ],
+)
+def test_experts_get_no_adapter(targets, reason):
+    with pytest.raises(ValueError, match=rf"lora_targets='{targets}': Qwen3MoeForCausalLM .*{reason}"):
+        add_lora(zoo_model("qwen3_moe"), LoRASettings(lora_rank=2, lora_targets=targets), 0)
 
 
 @pytest.mark.parametrize(("targets", "other"), [("lm_head", "embed_tokens"), ("q_proj,embed_tokens", "lm_head")])

@@ -42,11 +42,14 @@ def add_lora(model: PreTrainedModel, settings: LoRASettings, seed: int, head: nn
     names = settings.target_names()
     whole = set() if head is None else {*head.modules()}
     left_out = [name for name, module in model.named_modules() if module in whole]
+    linear = [name for name in _linear_layers(model) if name not in left_out]
+    ends = sorted({name.rpartition(".")[2] for name in linear})
+    allowed = f"allowed are 'all-linear' and names such as {', '.join(ends)}"
     config = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=0.0,
-        target_modules="all-linear" if names == ["all-linear"] else names,
+        target_modules=linear if names == ["all-linear"] else names,
         exclude_modules=left_out or None,
         task_type="CAUSAL_LM" if head is None else None,
     )
@@ -56,16 +59,19 @@ def add_lora(model: PreTrainedModel, settings: LoRASettings, seed: int, head: nn
         try:
             adapted = cast(nn.Module, get_peft_model(model, config))
         except ValueError as error:
-            linear = sorted(
-                {name.rpartition(".")[2] for name, part in model.named_modules() if _matrix(part) is not None}
-            )
             raise ValueError(
-                f"lora_targets={shown(settings.lora_targets)}: {type(model).__name__} has no such layers; allowed are "
-                f"'all-linear' and names such as {', '.join(linear)} ({first_line(error):.160})"
+                f"lora_targets={shown(settings.lora_targets)}: {type(model).__name__} has no such layers; {allowed} "
+                f"({first_line(error):.160})"
             ) from error
     for layer in switches(adapted):
-        own = layer.get_base_layer()  # type: ignore[operator]
-        sharing = [name for name, part in model.named_modules() if part is not own and _matrix(part) is _matrix(own)]
+        if (parameter := getattr(layer, "parameter_name", None)) is not None:
+            raise ValueError(
+                f"lora_targets={shown(settings.lora_targets)}: {type(model).__name__} holds what they name in the "
+                f"parameter {parameter!r}, not in linear layers; {allowed}"
+            )
+        weight = _weight(own := layer.get_base_layer())  # type: ignore[operator]
+        shared = [name for name, part in model.named_modules() if part is not own and _weight(part) is weight]
+        sharing = [] if weight is None else shared
         if sharing:
             raise ValueError(
                 f"lora_targets={shown(settings.lora_targets)}: {type(model).__name__} uses the same weights in "
@@ -76,9 +82,36 @@ def add_lora(model: PreTrainedModel, settings: LoRASettings, seed: int, head: nn
     return adapted
 
 
-def _matrix(module: nn.Module) -> torch.Tensor | None:
-    weight = module._parameters.get("weight")
-    return weight if weight is not None and weight.ndim == 2 else None
+def _linear_layers(model: PreTrainedModel) -> list[str]:
+    """Return the names of "all-linear": every linear layer that an adapter can change, but the output layer.
+
+    In mixtures of experts PEFT takes some ends of names, such as down_proj, for parameters of the experts. The mixers
+    of Mamba and its kin read the weights of two layers past the adapter; one of them PEFT refuses.
+    """
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    from transformers.pytorch_utils import Conv1D
+
+    def is_plain(end: str) -> bool:
+        config = LoraConfig(target_modules=[end])
+        try:
+            convert_peft_config_for_transformers(config, model, None)
+        except ValueError:  # a part of what is one parameter of the experts
+            return False
+        return not config.target_parameters
+
+    output = model.get_output_embeddings()
+    linear = (nn.Linear, Conv1D)
+    names = [name for name, part in model.named_modules() if isinstance(part, linear) and part is not output]
+    ends = {name.rpartition(".")[2] for name in names}
+    plain = {end for end in ends if is_plain(end)}
+    if model.config.model_type in ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"):
+        plain -= {"out_proj", "dt_proj"}
+    return [name for name in names if name.rpartition(".")[2] in plain]
+
+
+def _weight(module: nn.Module) -> torch.Tensor | None:
+    return module._parameters.get("weight")
 
 
 def trained_parameters(model: nn.Module) -> int:
