@@ -366,8 +366,7 @@ def embedding_rows(model: PreTrainedModel) -> int:
     return model.get_input_embeddings().get_parameter("weight").shape[0]
 
 
-# An encoder-decoder with two of these, LED, reads a row within the smaller one, whatever its prompt's share is.
-_POSITIONS = ("max_target_positions", "max_encoder_position_embeddings", "max_decoder_position_embeddings")
+_LIMITS = ("max_position_embeddings", "max_seq_len", "max_target_positions", "max_encoder_position_embeddings")
 
 
 def max_tokens(model: PreTrainedModel) -> int | None:
@@ -377,8 +376,7 @@ def max_tokens(model: PreTrainedModel) -> int | None:
     tokens change once a row has more than `original_max_position_embeddings`, but those in a cache do not.
     """
     config = model.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-    limit = limit or min((getattr(config, name) for name in _POSITIONS if hasattr(config, name)), default=None)
+    limit = next((getattr(config, name) for name in _LIMITS if getattr(config, name, None)), None)
     if not isinstance(limit, int) or limit < 1:
         return None
     rope = getattr(config, "rope_parameters", None) or {}
