@@ -1,4 +1,4 @@
-"""`textgym completion`: a script by which a shell completes commands, flags, ids and names."""
+"""`textgym completion`: a shell script that completes commands, flags, ids and names."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ bashcompinit
 
 @dataclass(frozen=True)
 class CompletionFlags:
-    """Print a script by which a shell completes what is typed behind `textgym`: commands, flags, ids and agents.
+    """Print a script with which a shell completes `textgym` commands, flags, ids and agents.
 
-    The flags of agents are those of `lm-ppo`. Every command is asked for its flags, which takes seconds: keep the
-    script in a file, and print it again after an update.
+    Agent flags are those of `lm-ppo`. Every command is asked for its flags, which takes seconds: save the script in a
+    file, and print it again after an update.
 
     Example: textgym completion bash
     """
 
     shell: Annotated[Shell, tyro.conf.Positional]
-    """Shell that reads it. bash: `textgym completion bash > ~/.textgym-completion`, and `. ~/.textgym-completion` in
-    .bashrc; zsh: `textgym completion zsh`, in the same way, in .zshrc; fish: `textgym completion fish >
-    ~/.config/fish/completions/textgym.fish`."""
+    """Shell that runs the script. bash: run `textgym completion bash > ~/.textgym-completion`, and add `.
+    ~/.textgym-completion` to .bashrc; zsh: the same with `textgym completion zsh` and .zshrc; fish: run `textgym
+    completion fish > ~/.config/fish/completions/textgym.fish`."""
 
 
 def main(arguments: list[str]) -> None:

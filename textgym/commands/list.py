@@ -1,4 +1,4 @@
-"""List what there is by name: environments (`list`), agents (`agents`) and rewards (`rewards`)."""
+"""List registered names: environments (`list`), agents (`agents`) and rewards (`rewards`)."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _WIDE = 100  # Columns from which there is room for the summaries.
 
 @dataclass(frozen=True)
 class ListFlags:
-    """List the environments: their ids, families, rewards, sizes of vocabulary and horizons.
+    """List the environments with their ids, families, rewards, vocabulary sizes and horizons.
 
     Example: textgym list --json
     """
 
     modules: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODULE")] = ()
-    """Modules of your own that register tasks, to be listed, too."""
+    """Modules of your own that register tasks, to include in the list."""
     json: bool = False
-    """Print JSON: one object per environment, with everything that is known of it."""
+    """Print JSON: one object per environment, with all its metadata."""
 
 
 def main(arguments: list[str]) -> None:
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
 
 @dataclass(frozen=True)
 class NamesFlags:
-    """How names are listed."""
+    """How to list names."""
 
     json: bool = False
     """Print JSON."""
@@ -54,7 +54,7 @@ class NamesFlags:
 
 @dataclass(frozen=True)
 class AgentsFlags(NamesFlags):
-    """List the agents that have a name: those of TextGym, of installed packages, and of the current folder.
+    """List the registered agents: those of TextGym, installed packages and the current folder.
 
     Example: textgym agents
     """
@@ -67,7 +67,7 @@ def agents(arguments: list[str]) -> None:
 
 @dataclass(frozen=True)
 class RewardsFlags(NamesFlags):
-    """List the rewards that have a name, and their parameters: TextGym's, and those of packages and the current folder.
+    """List the registered rewards and their parameters: those of TextGym, installed packages and the current folder.
 
     Example: textgym rewards --json
     """

@@ -1,4 +1,4 @@
-"""Write a package of your own: a task, a reward, an agent, a suite and a command, with tests and a notebook."""
+"""Create a package of your own: a task, a reward, an agent, a suite and a command, with tests and a notebook."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _SUFFIX: Final = ".in"  # of its files, so that no tool takes them for code of t
 
 @dataclass(frozen=True)
 class NewFlags:
-    """Write a package of your own into a new folder; its names work there at once, and everywhere once installed.
+    """Create a package of your own in a new folder; its names work there at once, and everywhere once installed.
 
     Example: textgym new my-task
     """
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """Of the folder and all that is in it, as my-task: lower-case letters, digits and dashes."""
+    """Name of the folder and the package, as in my-task: lower-case letters, digits and dashes."""
 
 
 def main(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Be the policy: choose every token, beside what the reference would write."""
+"""Play an episode yourself: choose every token, with the reference's probabilities beside it."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ _HELP = (
 
 @dataclass(frozen=True)
 class PlayFlags:
-    """Be the policy: choose token by token, and see what it earns. Without a terminal, lines are read from stdin.
+    """Play an episode yourself, token by token, and see the reward. Without a terminal, lines are read from stdin.
 
     Example: textgym play Helpful-v0 --split train
     """
 
     id: EnvId
-    """The environment, as `textgym list` shows it."""
+    """Id of the environment, as in `textgym list`."""
     prompt: str | None = None
-    """Start from this text instead of one that is drawn."""
+    """Start from this text instead of a drawn prompt."""
     prompt_index: int | None = None
-    """Start from this prompt of the split."""
+    """Start from the prompt with this index in the split."""
     seed: int | None = None
-    """Seeds the draw of the prompt."""
+    """Seed of the drawn prompt."""
     split: str = "train"
-    """Which prompts: train or eval."""
+    """Split that the prompt is drawn from: train or eval."""
     top: int = 10
-    """How many of the reference's likeliest tokens are shown."""
+    """Number of the reference's most likely tokens to show."""
     env: EnvOptions = ()
     """Options of the environment, as in max_new_tokens=20; values are JSON or text."""
 

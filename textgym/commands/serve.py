@@ -1,4 +1,4 @@
-"""Serve an environment by the protocol of OpenEnv."""
+"""Serve an environment through the OpenEnv protocol."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _FRAME = 2**24  # bytes; a larger message ends the connection, where one that is
 
 @dataclass(frozen=True)
 class ServeFlags:
-    """Serve an environment by the protocol of OpenEnv: every connection is a session with an environment of its own.
+    """Serve an environment through the OpenEnv protocol; every connection is a session with its own environment.
 
     Example: textgym serve TwentyQuestions-v0 --port 8000
     """
 
     id: EnvId
-    """The environment, as `textgym list` shows it."""
+    """Id of the environment, as in `textgym list`."""
     host: str = "127.0.0.1"
-    """The address to listen at; 0.0.0.0 lets other machines in, and nobody is asked who they are."""
+    """Address to listen on; 0.0.0.0 accepts other machines, and there is no authentication."""
     port: int = 8000
-    """The port; 0 takes a free one."""
+    """Port to listen on; 0: a free one."""
     sessions: int = 64
-    """The most sessions at once."""
+    """Maximum number of simultaneous sessions."""
     split: str = "train"
-    """Which prompts: train or eval."""
+    """Split that prompts are drawn from: train or eval."""
     max_bytes: int = 2**20
-    """The largest message, bytes."""
+    """Maximum size of a message, bytes."""
     env: EnvOptions = ()
     """Options of the environment, as in max_new_tokens=20; values are JSON or text."""
 

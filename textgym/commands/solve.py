@@ -1,4 +1,4 @@
-"""Solve a small environment exactly: V*, J*, and the completions that the optimum writes."""
+"""Solve a small environment exactly: V*, J*, and the completions of the optimal policy."""
 
 from __future__ import annotations
 
@@ -56,27 +56,27 @@ def _below(solution: Solution, depth: int, row: int, indent: str) -> Iterator[tu
 
 @dataclass(frozen=True)
 class SolveFlags:
-    """Solve a small environment exactly: V*(s0) of every prompt, J of the reference, J*, and the optimum's answers.
+    """Solve a small environment exactly: V*(s0) of every prompt, J of the reference, J*, and the best answers.
 
     Example: textgym solve Stop-v0 --beta 0.1 --prompts 2
     """
 
     id: EnvId
-    """The environment, as `textgym list` shows it."""
+    """Id of the environment, as in `textgym list`."""
     beta: float | None = None
-    """Reward units per nat of KL, 0 for the greatest reward; by default the task's."""
+    """Reward units per nat of KL; 0 maximises the reward only; by default the task's."""
     gamma: float | None = None
     """Discount per token; by default the task's."""
     split: Split = "train"
-    """Which prompts: those of training, held-out ones, or those to choose settings on."""
+    """Prompts to solve: train, eval (held-out), or tune (for choosing settings)."""
     completions: int = 5
-    """How many of the optimum's likeliest completions are shown for each prompt."""
+    """Number of the optimal policy's most likely completions to show for each prompt."""
     prompts: int = 10
-    """How many prompts are shown; JSON has all of them."""
+    """Number of prompts to show; JSON contains all of them."""
     tree: int = 60
-    """Draw the tree where it has at most so many states."""
+    """Draw the tree if it has at most this many states."""
     max_states: int = 2_000_000
-    """The largest tree that is solved."""
+    """Maximum number of states of a tree to solve."""
     env: EnvOptions = ()
     """Options of the environment, as in max_new_tokens=3."""
     json: bool = False
