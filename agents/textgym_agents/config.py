@@ -22,33 +22,33 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 MOST = 2**53
-"""Of a count: beyond it, floats and integers part."""
+"""Upper bound of counts: above it, floats cannot represent every integer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureSettings(CurriculumSettings):
-    """When a run is measured and saved, and on what; and how it draws its prompts."""
+    """When a run is evaluated and saved, on which prompts, and how it draws its training prompts."""
 
     eval_every: int = 10
-    """Iterations between evaluations on held-out prompts; 0: before and after learning only."""
+    """Iterations between evaluations on held-out prompts; 0: evaluate before and after learning only."""
     eval_points: int = 0
-    """Evaluations on the way at even distances over the episodes, each with a checkpoint, in place of eval_every."""
+    """Evaluations during learning, evenly spaced over the episodes, each with a checkpoint; replaces eval_every."""
     eval_per_prompt: int = 2
-    """Completions per held-out prompt of the evaluations on the way."""
+    """Completions per held-out prompt in the evaluations during learning."""
     final_per_prompt: int = 16
-    """Completions per held-out prompt of the first and the last evaluation."""
+    """Completions per held-out prompt in the first and the last evaluation."""
     optimum_per_prompt: int = 64
-    """Completions per held-out prompt that the optimum is estimated from; with 0 it is not: J, and no optimality."""
+    """Completions per held-out prompt for the estimate of the optimum; 0: no estimate, so J without optimality."""
     save_every: int = 10
-    """Iterations between checkpoints; 0: at eval_points and at the end only."""
+    """Iterations between checkpoints; 0: save at eval_points and at the end only."""
     keep_last: int = 0
-    """Last checkpoints to keep in checkpoints/, and the best by held-out J; 0: the newest alone, in checkpoint/."""
+    """Number of last checkpoints to keep in checkpoints/, with the best by held-out J; 0: keep only the newest."""
     samples: int = 8
-    """Held-out prompts whose completions every evaluation writes down."""
+    """Number of held-out prompts whose completions every evaluation saves."""
     split: HeldOut = "eval"
-    """Which held-out prompts: those to report, or those to choose settings on."""
+    """Held-out prompts to evaluate on: eval, for reported results, or tune, for choosing settings."""
     track: str = "tensorboard"
-    """Dashboards that the run is sent to, of tensorboard, trackio and wandb, as in tensorboard,wandb; "": none."""
+    """Dashboards to log to: any of tensorboard, trackio and wandb, separated by commas; "": none."""
 
     def __post_init__(self) -> None:
         for name in ("eval_every", "eval_points", "save_every", "keep_last", "samples"):
@@ -62,10 +62,10 @@ class MeasureSettings(CurriculumSettings):
 
 @dataclass(frozen=True)
 class TrainSettings(MeasureSettings):
-    """The settings of a run, which its config.json holds.
+    """The settings of a run, as stored in its config.json.
 
     Args:
-        id: of the environment. env: its options, JSON values.
+        id: id of the environment. env: its options, JSON values.
         agent: a registered name or `module:Class`. config: the agent's settings.
         episodes: the budget.
     Raises: ValueError for a number out of range, an unknown split, or a value of another type.
@@ -99,53 +99,53 @@ KL = Literal["exact", "k1", "k2", "k3", "k3-ratio"]
 
 @dataclass(frozen=True)
 class LMConfig(ModelSettings):
-    """Settings that every agent on a causal LM has.
+    """Settings shared by all agents on a causal LM.
 
     Raises: ValueError that names the setting, its value and what is allowed; ModuleNotFoundError for LoRA without peft.
     """
 
     model: str | None = None
-    """Folder or hub id of the causal LM, the start and the reference; None: the task's reference; "table": a table."""
+    """Folder or hub id of the causal LM, start and reference; None: the task's reference; "table": a table."""
     batch: int | None = None
-    """Episodes per iteration (sub-environments); None: 64, 128 or 256, the most that leaves a run 16 iterations."""
+    """Episodes per iteration (sub-environments); None: the largest of 64, 128 and 256 that gives 16 iterations."""
     micro_batch: int = 64
-    """Episodes per forward and backward pass; changes memory and speed, never the gradient."""
+    """Episodes per forward and backward pass; affects memory and speed only, never the gradient."""
     learning_rate: float | None = None
-    """Adam's step size at its peak; None takes 5e-4 up to 4 million parameters, 2000 / parameters beyond and 3e-6 at
-    least; ten times that for an adapter, 5e-4 at most; 3e-3 where the start is made for the task. See `update_kl`."""
+    """Peak learning rate of Adam; None: 5e-4 up to 4 million parameters, then 2000 / parameters, at least 3e-6; for an
+    adapter ten times that, at most 5e-4; 3e-3 if the start is made for the task. See `update_kl`."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """How the learning rate falls over the budget; linear and cosine end at a tenth of the peak."""
+    """Decay of the learning rate over the budget; linear and cosine end at a tenth of the peak."""
     warmup: float = 0.0
-    """Share of the budget over which the learning rate rises from 0."""
+    """Share of the budget during which the learning rate rises from 0."""
     adam_epsilon: float = 1e-5
     """Adam's epsilon."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this global norm."""
+    """Clip gradients to this global norm."""
     beta: float | None = None
-    """KL coefficient, reward units per nat; None takes the task's."""
+    """KL coefficient, reward units per nat; None: the task's beta."""
     kl: KL = "exact"
-    """exact: over the whole vocabulary at each state, its own gradient in the loss and that of later states in the
-    return. k1: sampled log-ratio in the reward. k2: half its square in the loss and k1 of later tokens in the return.
-    k3: in the loss alone, as GRPO does (its gradient is that of the opposite KL). k3-ratio: k3 times pi(a) over its
-    probability when it was sampled, in the loss alone; its gradient is that of KL(pi || ref) in each state."""
+    """exact: over the whole vocabulary in each state; its own gradient is in the loss, the KL of later states in the
+    return. k1: sampled log-ratio in the reward. k2: half its square in the loss, and k1 of later tokens in the return.
+    k3: in the loss only, as in GRPO (its gradient is that of the opposite KL). k3-ratio: k3 times pi(a) / (its
+    probability when sampled), in the loss only; its gradient is that of KL(pi || ref) in each state."""
     kl_target: float | None = None
-    """Nats per sequence that an adaptive beta steers to; None keeps beta fixed."""
+    """Target KL of an adaptive beta, nats per sequence; None: beta is fixed."""
     kl_horizon: int = 10_000
-    """Episodes over which the adaptive beta moves."""
+    """Episodes over which the adaptive beta changes."""
     temperature: float = 1.0
-    """Divides the logits of policy and reference, for sampling and scoring alike."""
+    """Divides the logits of policy and reference, both for sampling and for scoring."""
     device: str = "auto"
-    """auto, cpu, cuda, mps."""
+    """auto, cpu, cuda or mps."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 runs the models under autocast. What is trained stays float32, what lies frozen under a LoRA adapter is
-    kept in bfloat16."""
+    """bfloat16 runs the models under autocast. Trained weights stay in float32; frozen weights under a LoRA adapter are
+    stored in bfloat16."""
     gradient_checkpointing: bool = False
-    """Keeps the input of every layer alone and runs the layers again for the gradient: less memory, a third more time.
-    A model on which it is enabled has it too."""
+    """Store only the input of every layer and recompute the rest for the gradient: less memory, a third more time. It
+    is also on if the model has it enabled."""
     parallel: Parallel = "ddp"
-    """What each of several processes holds, as started by torchrun. ddp: all weights. fsdp: a part of all of them."""
+    """What each process holds when torchrun starts several. ddp: all weights. fsdp: a shard of every weight."""
     seed: int = 0
-    """Seeds prompts, sampling and mini-batches."""
+    """Seed of prompts, sampling and mini-batches."""
 
     def __post_init__(self) -> None:
         at_least_one(self, "batch", "micro_batch")
@@ -167,32 +167,32 @@ class OnPolicyConfig(CutSettings, LMConfig):
     minibatches: int = 4
     """Optimiser steps per pass."""
     entropy_coefficient: float = 0.0
-    """Weight of an entropy bonus, in units of the standardised advantage per nat; with entropy_target at first."""
+    """Weight of the entropy bonus, in standardised advantages per nat; with entropy_target the initial weight."""
     entropy_target: float | None = None
-    """Nats a token: each batch below it raises the bonus's weight by entropy_step; others lower it and get no bonus."""
+    """Nats per token: a batch at or below it raises entropy_coefficient by entropy_step; others lower it, no bonus."""
     entropy_step: float = 0.005
-    """With entropy_target: what entropy_coefficient rises or falls by, never below 0 (arXiv:2505.22312)."""
+    """Step by which entropy_target changes entropy_coefficient, which never falls below 0 (arXiv:2505.22312)."""
     overlong: Literal["keep", "mask"] = "keep"
-    """mask: completions that used up the budget are not trained on; baselines and deviations count them still."""
+    """mask: do not train on completions that reached the token limit; baselines and deviations still include them."""
     whiten: bool = True
-    """Standardise advantages over the batch's real tokens; the KL term in the loss is scaled with them."""
+    """Standardise advantages over the batch's real tokens; the KL term in the loss is scaled in the same way."""
     update_kl: float = 1.5
-    """Of a language model without learning_rate: nats a sequence that 256 episodes in 8 steps move it by if that goes
-    straight to higher scores; others in proportion, or by more in a short budget. The first batch tells the rate."""
+    """Without learning_rate, for language models: nats per sequence of an update straight to higher scores, at 256
+    episodes and 8 or more steps (else in proportion; more in a short budget). The effect of the first batch tells."""
     stop_update_kl: float | None = None
-    """An update ends early when the policy is this far (nats per token) from the one that sampled."""
+    """Stop an update early at this KL from the policy that sampled, nats per token; None: never."""
     sampler: str | None = None
-    """Address of a server with vLLM's API that writes the completions, such as http://localhost:8000; it gets the
-    policy's weights as a LoRA adapter. None: the policy writes them itself."""
+    """Address of a server with vLLM's API that writes the completions, such as http://localhost:8000; the policy's
+    weights are sent to it as a LoRA adapter. None: the policy writes them itself."""
     importance: Importance = "truncate"
-    """What an action of the server weighs. none: 1. truncate: pi(a) over the server's probability of it, importance_cap
-    at most. mask: the same, and 0 above importance_cap or below importance_floor."""
+    """Weight of an action sampled by the server. none: 1. truncate: pi(a) over the server's probability of it, at most
+    importance_cap. mask: the same ratio, but 0 above importance_cap or below importance_floor."""
     importance_level: Literal["token", "sequence"] = "token"
-    """That ratio is the action's own, or the product over its completion."""
+    """token: the ratio of the action itself. sequence: the product of the ratios over its completion."""
     importance_cap: float = 2.0
-    """Largest weight."""
+    """Upper bound of the ratio."""
     importance_floor: float = 0.0
-    """Smallest weight but 0, with importance=mask."""
+    """Lower bound of the ratio, with importance=mask."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -222,13 +222,13 @@ class ActorCriticConfig(OnPolicyConfig):
     """Settings of policy-gradient agents with a value head. Raises: as `LMConfig` does."""
 
     lam: float = 1.0
-    """GAE's lambda, per token; 1: the returns of whole episodes, which is unbiased whatever V is."""
+    """GAE's lambda, per token; 1: returns of whole episodes, which are unbiased for any V."""
     value_clip: float = 0.2
-    """Range of a value's change per batch, in units of the first batch's reward spread."""
+    """Clip range of a value's change per batch, in units of the first batch's reward spread."""
     value_coefficient: float = 0.01
-    """Weight of the value loss, which moves the shared trunk, too: a large one costs what the model knew elsewhere."""
+    """Weight of the value loss. It trains the shared trunk, too: a large weight makes the model forget other things."""
     value_rate: float = 10.0
-    """Learning rate of the value head, in multiples of the policy's: it starts from 0, not from what was learned."""
+    """Learning rate of the value head, as a multiple of the policy's; the head starts from 0, not from training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -242,7 +242,7 @@ class LMPPOConfig(ActorCriticConfig):
     """Settings of LM PPO. Raises: as `LMConfig` does."""
 
     clip: float = 0.2
-    """Range of the probability ratio."""
+    """Clip range of the probability ratio."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -265,27 +265,27 @@ class FitConfig:
     batch: int = 32
     """Rows per optimiser step."""
     micro_batches: int = 4
-    """Parts that a step is computed in, rows of like length together; more of them need less memory."""
+    """Number of parts that a step is split into, rows of similar length together; more parts need less memory."""
     learning_rate: float | None = None
-    """Its peak; None: 1e-3 for up to a million parameters, falling with the root of their number."""
+    """Peak learning rate; None: 1e-3 up to a million parameters, then falling with the root of their number."""
     schedule: Decay = "cosine"
-    """How the learning rate falls, after its warm-up."""
+    """Decay of the learning rate after the warm-up."""
     warmup: float = 0.05
-    """Share of the steps that the learning rate grows over."""
+    """Share of the steps during which the learning rate rises."""
     weight_decay: float = 0.0
-    """AdamW's, on matrices only."""
+    """AdamW's weight decay, applied to matrices only."""
     max_grad_norm: float = 1.0
-    """A longer gradient is scaled down to this norm."""
+    """Clip gradients to this norm."""
     adam_epsilon: float = 1e-8
     """AdamW's epsilon."""
     save_every: int = 20
     """Steps between checkpoints."""
     bf16: bool = False
-    """Compute in bfloat16, with the weights in float32."""
+    """Compute in bfloat16; the weights stay in float32."""
     parallel: Parallel = "ddp"
-    """What each of several processes holds, as started by torchrun. ddp: all weights. fsdp: a part of all of them."""
+    """What each process holds when torchrun starts several. ddp: all weights. fsdp: a shard of every weight."""
     seed: int = 0
-    """Of the split, the order of the rows and dropout."""
+    """Seed of the split, the order of the rows and dropout."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "micro_batches", "epochs"):
@@ -300,10 +300,10 @@ class FitConfig:
 
 
 def check_types(config: DataclassInstance) -> None:
-    """Hold the fields of a config to their annotations: bool, int, float, str or Literal, also with None.
+    """Check the fields of a config against their annotations: bool, int, float, str or Literal, also with None.
 
-    True and False are no numbers, and numbers are finite; numpy's are fine. A str may be a path. The helpers below
-    check this first, so that what comes after one of them compares values of the right type.
+    True and False are not numbers, and numbers are finite; numpy's are accepted. A str may be a path. The helpers below
+    check this first, so that they compare values of the right type.
 
     Raises: ValueError that names the setting, its value and what is allowed.
     """
@@ -322,7 +322,7 @@ def check_types(config: DataclassInstance) -> None:
 
 
 def at_least_one(config: DataclassInstance, *names: str, most: int = MOST_ROWS) -> None:
-    """Raise ValueError unless the settings are integers in 1..most; what is done or held at once has the default."""
+    """Raise ValueError unless the settings are integers in 1..most; the default limits what is done or held at once."""
     _hold(config, names, lambda value: 1 <= value <= most, f"an integer in 1..{most}")
 
 

@@ -1,4 +1,4 @@
-"""Settings of how a model is trained, held and cut: LoRA, the reference's place, top-p. Imports no torch."""
+"""Settings of how a model is trained, stored and truncated: LoRA, the reference's device, top-p. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, kw_only=True)
 class LoRASettings:
-    """Whether an adapter is trained in place of the whole model."""
+    """Train a LoRA adapter instead of the whole model."""
 
     lora_rank: int | None = None
-    """Rank of a LoRA adapter, which is trained in place of the model; None trains the model. Needs the package peft."""
+    """Rank of a LoRA adapter to train instead of the model; None: train the model itself. Needs the package peft."""
     lora_alpha: float = 16.0
-    """What the adapter adds is scaled by lora_alpha / lora_rank."""
+    """Scale of the adapter: its output is multiplied by lora_alpha / lora_rank."""
     lora_targets: str = "all-linear"
-    """Layers that get an adapter, by the ends of their names: "q_proj,v_proj"; all-linear: all but the output layer."""
+    """Layers that get an adapter, by the ends of their names, as in "q_proj,v_proj"; all-linear: all but the output
+    layer."""
 
     def check_lora(self) -> None:
         """Raise ValueError for a setting out of range, or without use; ModuleNotFoundError without peft."""
@@ -48,12 +49,13 @@ class LoRASettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings(LoRASettings):
-    """The same, and where and in which precision the frozen reference is."""
+    """LoRA settings, and the device and precision of the frozen reference."""
 
     reference_precision: Precision = "float32"
-    """Of the reference's weights. bfloat16 halves them; the KL at the start is then that of their rounding, not 0."""
+    """Precision of the reference's weights. bfloat16 halves their memory; the KL at the start is then not 0, because of
+    rounding."""
     reference_device: str | None = None
-    """Where the reference is: cpu, cuda:1, ...; None: where the policy is."""
+    """Device of the reference: cpu, cuda:1, ...; None: the policy's device."""
 
     def check_model(self) -> None:
         """Raise ValueError for a setting out of range, or without use."""
@@ -73,17 +75,17 @@ class ModelSettings(LoRASettings):
 
 @dataclass(frozen=True, kw_only=True)
 class CutSettings:
-    """Which tokens the policy leaves out, for sampling and scoring alike; the reference leaves out none."""
+    """Tokens that the policy excludes, both for sampling and for scoring; the reference excludes none."""
 
     top_p: float = 1.0
-    """The policy takes one of the fewest tokens that have this probability together; 1: of all. As top_k and min_p, it
-    cuts the policy and not the reference, for sampling and scoring alike."""
+    """Restrict the policy to the smallest set of tokens with this total probability; 1: all. Like top_k and min_p, this
+    applies to the policy, not the reference, both for sampling and for scoring."""
     top_k: int | None = None
-    """The policy takes one of the so many likeliest tokens; None: of all."""
+    """Restrict the policy to this many of its most likely tokens; None: all."""
     min_p: float = 0.0
-    """The policy takes a token at least this share as likely as the likeliest; 0: any."""
+    """Restrict the policy to tokens at least this fraction as likely as the most likely one; 0: all."""
     mask_top_p: float = 1.0
-    """NLPO (arXiv:2210.01241): the policy takes one of the fewest tokens that have this probability together under a
-    mask policy, an older copy of itself; 1: of all. What top_p, top_k and min_p cut comes after it."""
+    """NLPO (arXiv:2210.01241): restrict the policy to the smallest set of tokens with this total probability under a
+    mask policy, an older copy of itself; 1: all. top_p, top_k and min_p apply to the tokens that remain."""
     mask_every: int = 10
-    """With mask_top_p: iterations from one copy to the next."""
+    """Iterations between copies of the policy to the mask policy, with mask_top_p."""

@@ -19,13 +19,13 @@ class A2CConfig(ActorCriticConfig):
     batch: int = 64
     """Episodes per iteration (sub-environments)."""
     epochs: int = 1
-    """Passes over a batch. Nothing corrects for the policy having moved since it sampled."""
+    """Passes over a batch. Later passes are not corrected for the change of the policy since sampling."""
     minibatches: int = 1
     """Optimiser steps per pass."""
 
 
 class A2C(ActorCriticAgent):
-    """An LM policy with value head, trained by advantage actor-critic. Args: see `LMAgent`.
+    """An LM policy with a value head, trained by advantage actor-critic. Args: see `LMAgent`.
 
     Raises: as `LMAgent` does; ValueError for a `sampler` without LoRA.
     Source: Mnih et al. (2016), arXiv:1602.01783, section 4 (its synchronous form, with whole episodes as n steps).

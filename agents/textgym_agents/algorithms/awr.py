@@ -1,4 +1,4 @@
-"""Advantage-weighted regression: a log's tokens are imitated, each the more the better its episode went on."""
+"""Advantage-weighted regression: imitate a log's tokens, weighted by how well their episodes continued."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class AWRConfig(LoggedConfig):
     """Settings of advantage-weighted regression. Raises: as `LMConfig` does."""
 
     advantage_temperature: float | None = None
-    """Reward units: a token weighs exp((return - V) / T). None: the task's beta, or that of `beta`."""
+    """Temperature T of the weights exp((return - V) / T), reward units; None: `beta`, or the task's beta."""
     greatest_weight: float = 1000.0
-    """What weights are cut off at; the paper's is 20, which at T = beta cuts off a quarter of Helpful's."""
+    """Upper bound of the weights; the paper uses 20, which at T = beta cuts off a quarter of Helpful's."""
     value_coefficient: float = 0.1
-    """Weight of the loss of V, in units of the first returns' spread, against that of the policy."""
+    """Weight of the value loss relative to the policy loss, in units of the first returns' spread."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -31,11 +31,11 @@ class AWRConfig(LoggedConfig):
 
 
 class AWR(LoggedAgent):
-    """An LM policy that imitates a log by its advantages. Args: see `LMAgent`.
+    """An LM policy that imitates a log, weighted by advantages. Args: see `LMAgent`.
 
-    The loss is -exp((G - V(s)) / T) log pi(a) for every logged token, G the return that followed. Where the reference
-    logged, nothing chance decides, and no weight is cut off, the loss is least at pi(a) proportional to
-    ref(a) E[exp(G / T) given s, a]: for T = beta that is the optimum of J, whatever V is.
+    The loss is -exp((G - V(s)) / T) log pi(a) for every logged token, where G is the return that followed. If the
+    reference wrote the log, nothing is random in the environment, and no weight is cut off, the minimum of the loss is
+    at pi(a) proportional to ref(a) E[exp(G / T) given s, a]: for T = beta that is the optimum of J, whatever V is.
 
     Raises: as `LMAgent` does; ValueError for a task with turns or a grammar mask.
     Source: Peng et al. (2019), arXiv:1910.00177, algorithm 1, with Monte-Carlo returns.

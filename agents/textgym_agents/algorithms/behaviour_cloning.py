@@ -24,14 +24,15 @@ class BehaviourCloningConfig(OfflineConfig):
     """Settings of behaviour cloning. Raises: as `LMConfig` does."""
 
     data: str | None = None
-    """File of demonstrations, or of preferences, whose best completions are taken, or logged episodes; None: the
-    built-in world's demonstrations, where the task is of it."""
+    """File of demonstrations, of preferences (the best completions are used) or of logged episodes; None: the built-in
+    world's demonstrations, for its own tasks."""
     demonstrations: int = 5000
-    """Number of demonstrations taken from the built-in world when there is no `data`."""
+    """Number of demonstrations drawn from the built-in world, without `data`."""
     best_share: float = 1.0
-    """Share of logged episodes that are imitated, those of the greatest return: filtered behaviour cloning."""
+    """Share of logged episodes to imitate, those with the highest returns: filtered behaviour cloning."""
     best_of: Literal["log", "prompt"] = "log"
-    """The share is of what. prompt: of the episodes of each prompt, one at least: rejection sampling from a log."""
+    """What the share refers to. log: all episodes. prompt: the episodes of each prompt, at least one: rejection
+    sampling from a log."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,10 +51,10 @@ class BehaviourCloningConfig(OfflineConfig):
 
 
 class BehaviourCloning(OfflineAgent):
-    """An LM policy trained to write what was demonstrated. Args: see `LMAgent`.
+    """An LM policy trained to reproduce demonstrations. Args: see `LMAgent`.
 
-    It never looks at a reward, but that `best_share` takes the best episodes of a log. Each demonstration that it sees
-    counts as an episode.
+    It does not use rewards, except that `best_share` selects the best episodes of a log. Each demonstration that it
+    sees counts as an episode.
 
     Raises: as `LMAgent` does; ValueError for a task with turns or a grammar mask, or without demonstrations.
     Source: Pomerleau (1989), ALVINN: An Autonomous Land Vehicle in a Neural Network; Ouyang et al. (2022),

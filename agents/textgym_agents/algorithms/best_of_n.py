@@ -1,4 +1,4 @@
-"""Best-of-n: answer with the best of n completions of the reference, by the task's own reward, without learning."""
+"""Best-of-n: sample n completions of the reference and answer with the one of highest task reward. No learning."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _KL_SAMPLES = 8  # completions of each prompt that its KL is estimated from, for
 _KL_SAMPLES_IN_ALL = 4096  # at least: with few prompts each has to be known better
 _NOISY_IN_ALL = 1024  # instead, where rewards are noisy: each sample is a component of the returns' distribution
 _CLONES = 16
-"""Episodes that the text of a turn is judged by."""
+"""Episodes that judge the text of a turn."""
 Tokens = tuple[int, ...]
 
 
@@ -38,9 +38,9 @@ class BestOfNConfig:
     """Settings of best-of-n. Raises: ValueError for a number out of range."""
 
     n: int = 16
-    """Completions that an answer is chosen from."""
+    """Number of completions to choose from."""
     seed: int = 0
-    """Seeds the sampling of completions."""
+    """Seed of the completions."""
 
     def __post_init__(self) -> None:
         at_least_one(self, "n")
@@ -66,19 +66,21 @@ class _Plan:
 
 
 class BestOfN(NonLearner):
-    """A policy over whole answers: in a state that it has not planned for it samples n completions of the reference,
-    scores them in an environment of its own, and then writes the best one token by token.
+    """A policy over whole answers: it samples n completions of the reference, scores them, and writes the best one.
 
-    It has no next-token probabilities. A row of observations that follows its plan is answered from its plan; any
-    other state is planned anew, from where it stands. The reward is the task's: where it is noisy, so is the choice.
-    In a task with turns it chooses the text of one turn at a time, by the mean return of 16 episodes that go on
-    from it by the reference; what the environment hides is drawn anew in each, given the tokens seen. What that does as
-    a whole is not known. Elsewhere it is: exactly on a solvable task (`edge_log_probs`), from samples of the reference
-    on others (`sequence_kl`).
+    It has no next-token probabilities. It plans in every state that it has not planned for: it samples and scores the
+    completions in an environment of its own, and then writes the best one token by token. A row of observations that
+    follows its plan is answered from the plan; any other state is planned anew, starting there. Its scores are the
+    task's rewards: if these are noisy, the choice is, too.
+
+    In a task with turns it chooses the text of one turn at a time, by the mean return of 16 episodes in which the
+    reference continues; what the environment hides is drawn anew in each of them, given the tokens seen. The
+    distribution of its episodes is then unknown. In other tasks it is known: exactly if the task can be solved
+    (`edge_log_probs`), else from samples of the reference (`sequence_kl`).
 
     Args:
-        task: what `env.unwrapped.task` holds: supplies prompts, reference and reward.
-        config: None takes the defaults.
+        task: `env.unwrapped.task`; supplies prompts, reference and reward.
+        config: the settings; None takes the defaults.
     Raises: ValueError for an environment that hides a seed, or a reference that cannot be loaded.
     Source: Stiennon et al. (2020), arXiv:2009.01325, section 4.1.
     """

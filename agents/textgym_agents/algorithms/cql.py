@@ -1,4 +1,4 @@
-"""Conservative Q-learning: from a log, the best values that its own tokens support, which reweight the reference."""
+"""Conservative Q-learning: learn from a log the best values that its own tokens support, and reweight the reference."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class CQLConfig(ValueConfig):
     """Settings of CQL. Raises: as `LMConfig` does."""
 
     cql_weight: float = 0.01
-    """alpha of the paper, reward units: weight of log sum exp Q - Q(a). With 0 nothing holds down what was not
-    logged."""
+    """alpha in the paper, reward units: weight of log sum exp Q - Q(a). With 0, nothing keeps the values of unlogged
+    tokens low."""
     lam: float = 0.95
-    """Share of what was logged in BQ, per token, the rest being max Q: 0 is the paper's, and takes many passes over a
-    log to come from the last token to the first."""
+    """Share of the logged return in the target BQ, per token; the rest is max Q. 0, as in the paper, takes many passes
+    over a log to propagate values from the last token to the first."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -30,9 +30,9 @@ class CQLConfig(ValueConfig):
 class CQL(ValueAgent):
     """An LM policy reweighted by conservative values of a log. Args: see `LMAgent`.
 
-    Q(s, a) is fitted to BQ = r + max Q(s', .) and pushed down where its own softmax mu is above the log's frequencies
-    pi_data: Q = BQ - alpha (mu / pi_data - 1). Q is held in the policy itself, see `textgym_agents.lm.logged`, and V is
-    its maximum.
+    Q(s, a) is fitted to BQ = r + max Q(s', .) and pushed down where its own softmax mu exceeds the log's frequencies
+    pi_data: Q = BQ - alpha (mu / pi_data - 1). Q is represented by the policy itself, see `textgym_agents.lm.logged`,
+    and V is its maximum.
 
     Raises: as `LMAgent` does; ValueError for a task with turns or a grammar mask.
     Source: Kumar et al. (2020), arXiv:2006.04779, eq. 4, CQL(H).

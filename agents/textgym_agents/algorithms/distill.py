@@ -1,4 +1,4 @@
-"""On-policy distillation of a causal LM: it writes, and becomes like a teacher in the states that it visits."""
+"""On-policy distillation of a causal LM: it learns to match a teacher in the states that it visits itself."""
 
 from __future__ import annotations
 
@@ -27,22 +27,23 @@ from textgym_agents.registry import find_guide
 
 @dataclass(frozen=True)
 class DistillConfig(OnPolicyConfig):
-    """Settings of on-policy distillation. `beta` and `kl` are for what is measured alone.
+    """Settings of on-policy distillation. `beta` and `kl` affect the metrics only.
 
     Raises: as `LMConfig` does.
     """
 
     teacher: str | None = None
-    """Folder or hub id of the causal LM that teaches, or folder of a run that trained one; it has the task's tokens."""
+    """The teacher: folder or hub id of a causal LM, or folder of a run that trained one; it must use the task's
+    tokens."""
     divergence: Divergence = "reverse"
-    """What is made small in each state, over all tokens. reverse: KL(student || teacher). forward: KL(teacher ||
+    """Divergence to minimise in each state, over all tokens. reverse: KL(student || teacher). forward: KL(teacher ||
     student). jsd: the generalised Jensen-Shannon divergence, to a mixture of both."""
     mix: float = 0.5
-    """The teacher's share of the mixture, in (0, 1): towards 0 jsd is like forward, towards 1 like reverse."""
+    """Weight of the teacher in the mixture of jsd, in (0, 1): near 0 it is like forward, near 1 like reverse."""
     whiten: bool = False
-    """False, and nothing else: there are no advantages."""
+    """Must be False: there are no advantages."""
     importance: Importance = "none"
-    """none, and nothing else: the divergence is over all tokens, whichever was written."""
+    """Must be none: the divergence covers all tokens, whichever was written."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,10 +65,11 @@ class DistillConfig(OnPolicyConfig):
 
 
 class Distill(OnPolicyAgent):
-    """An LM policy trained to write as a teacher does, on its own completions. Args: see `LMAgent`.
+    """An LM policy trained to match a teacher on its own completions. Args: see `LMAgent`.
 
-    The gradient is that of the divergence in the states visited, held fixed. It is 0 at the teacher's policy, whatever
-    the reward. The teacher is read when it is first needed, by a resumed run too, and none of its tokens is cut.
+    The gradient is that of the divergence in the visited states, which are held fixed. It is 0 at the teacher's policy,
+    whatever the reward. The teacher is loaded when it is first needed, also in a resumed run, and none of its tokens
+    are excluded.
 
     Raises: as `A2C` does; ValueError without a teacher.
     Source: Agarwal et al. (2024), arXiv:2306.13649, algorithm 1 (GKD), with texts of the student alone; Gu et al.

@@ -1,4 +1,4 @@
-"""Direct preference optimisation: a policy from pairs of completions, with no reward model and no sampling of it."""
+"""Direct preference optimisation: learn a policy from pairs of completions, without a reward model."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ class DPOConfig(OfflineConfig):
 
     data: str | None = None
     """File of preferences, in any format of textgym.preferences, or folder of a Minari dataset, whose episodes are
-    paired by prompt and ranked by their returns; None: pairs of the reference's own completions. A Bradley-Terry
-    annotator ranks what has a return."""
+    paired by prompt. A Bradley-Terry annotator ranks the completions if they have returns. None: pairs of the policy's
+    or the reference's completions, see sampler."""
     pairs: int | None = None
-    """How many pairs of its own completions there are to learn from, rounded up to whole iterations; then come further
-    passes over them. None: new ones in every iteration."""
+    """Number of pairs of the reference's completions to learn from, rounded up to whole iterations, with repeated
+    passes over them; None: new pairs in every iteration."""
     sampler: Sampler = "reference"
-    """Whose completions are paired: reference: as the paper has it, and pairs may come again. policy: its own, as they
-    get better; the loss is least at the same policy. The reference's rarely hold two good answers to be compared."""
+    """Who writes the completions of the pairs. reference: as in the paper; pairs can be reused, but rarely compare two
+    good answers. policy: the policy itself, as it improves; the minimum of the loss is at the same policy."""
     noise: float = 0.1
-    """Temperature of the annotators, reward units: of a and b, a is preferred with probability
-    sigmoid((R_a - R_b) / noise). The loss has the strength beta / noise. For a file: what its annotators are taken to
-    have had; with 1, beta is what the paper calls beta."""
+    """Temperature of the annotators, reward units: they prefer a to b with probability sigmoid((R_a - R_b) / noise).
+    The loss has the strength beta / noise. For a file: the assumed temperature of its annotators; with 1, beta is the
+    paper's."""
     loss: Loss = "sigmoid"
-    """sigmoid: DPO's own. ipo: a squared error, which keeps log-ratios finite where annotators never err."""
+    """sigmoid: the loss of DPO. ipo: a squared error, which keeps log-ratios finite even if annotators never err."""
     label_smoothing: float = 0.0
-    """Share of preferences that are taken to be the wrong way round, in [0, 0.5); of the sigmoid loss."""
+    """Assumed share of reversed preferences, in [0, 0.5), for the sigmoid loss."""
     epochs: int = 2
-    """Passes over the pairs of one iteration, before the next ones are taken."""
+    """Passes over the pairs of an iteration before the next pairs are drawn."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,8 +74,8 @@ class DPOConfig(OfflineConfig):
 class DPO(OfflineAgent):
     """An LM policy trained on preferences. Args: see `LMAgent`.
 
-    beta log(pi / ref) is a reward for which pi is optimal. So the policy is fitted as a reward model would be: with
-    labels that a Bradley-Terry annotator of temperature T made from returns R, the loss of strength beta / T is least
+    beta log(pi / ref) is a reward for which pi is optimal, so the policy is fitted like a reward model: with labels
+    that a Bradley-Terry annotator of temperature T made from returns R, the minimum of the loss of strength beta / T is
     where beta log(pi / ref) is R up to a constant of each prompt. That policy is the optimum of J = E[R] - beta KL.
 
     Each pair counts as two episodes, whether its completions were played or read from a file.

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FixedConfig:
-    """Settings of an agent that does not learn. Raises: ValueError for a seed that is no integer, or below 0."""
+    """Settings of an agent that does not learn. Raises: ValueError for a seed that is not an integer or is below 0."""
 
     seed: int = 0
-    """Seeds the sampling of actions."""
+    """Seed of the sampled actions."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -38,7 +38,7 @@ class FixedConfig:
 
 
 class NonLearner(Agent):
-    """An agent that learns nothing, and of which the config is all there is to save."""
+    """An agent that does not learn; its config is all that is saved."""
 
     task: Task
     config: DataclassInstance
@@ -91,7 +91,7 @@ class _FixedAgent(NonLearner, DrawingAgent):
 
 
 class ReferenceAgent(_FixedAgent):
-    """The task's reference policy: optimality 0.
+    """The task's reference policy, whose optimality is 0.
 
     Raises: ValueError for a reference that cannot be loaded.
     """
@@ -103,7 +103,7 @@ class ReferenceAgent(_FixedAgent):
 
 
 class RandomAgent(_FixedAgent):
-    """An agent that takes every allowed token with the same probability.
+    """A uniformly random policy over the allowed tokens.
 
     Raises: ValueError for a vocabulary without an allowed token.
     """
@@ -115,13 +115,13 @@ class RandomAgent(_FixedAgent):
 
 
 class Pretrained(_FixedAgent):
-    """A causal LM or PEFT adapter as it is, measured against the task's reference.
+    """A causal LM or PEFT adapter, used without training and compared with the task's reference.
 
     Raises: ValueError if the model cannot be loaded, or has another tokenizer than the task.
     """
 
     model: ClassVar[str]
-    """Its folder or hub id."""
+    """Folder or hub id of the model."""
 
     def _make_policy(self, task: Task) -> Reference:
         check_tokenizer(self.model, task, f"agent 'hf:{self.model}'")

@@ -1,4 +1,5 @@
-"""GRPO on a causal LM: completions of a prompt measured against their group, and the choices that papers differ in."""
+"""GRPO on a causal LM: advantages relative to the group of a prompt's completions, with variants from several
+papers."""
 
 from __future__ import annotations
 
@@ -35,37 +36,37 @@ _SURROGATES = ("clip", "cispo", "gspo")
 class GRPOConfig(GroupConfig):
     """Settings of GRPO.
 
-    The defaults are Dr. GRPO's with the KL of J, whose expected gradient is that of J. docs/algorithms.md has the
-    settings of the papers that differ from it.
+    The defaults are those of Dr. GRPO with the KL of J; the expected gradient is then that of J. docs/algorithms.md
+    lists the settings of other papers.
 
     Raises: as `LMConfig` does.
     """
 
     group: int = 8
-    """Completions of each prompt; batch is a multiple of it."""
+    """Completions per prompt; batch must be a multiple of it."""
     divide_by_mean: bool = False
-    """Divide a group's advantages by its mean return, 0 where that is not above 0: for rewards of 0 and 1, prompts
-    count the more, the seldomer they are answered (MaxRL, arXiv:2602.02710): not the gradient of J. beta in the loss is
-    divided by the mean of the groups' means."""
+    """Divide a group's advantages by its mean return, and set them to 0 if that is not positive. With rewards of 0 and
+    1, rarely solved prompts then count more (MaxRL, arXiv:2602.02710), and the gradient is not that of J. beta in the
+    loss is divided by the mean of the groups' means."""
     divide_by_std: bool = False
-    """Divide a group's advantages by its standard deviation, which gives prompts whose returns differ little as much
-    weight as others: not the gradient of J. beta in the loss is divided by the mean of these deviations over the
-    batch, so that it stays in reward units per nat; the paper's counts in units of the divided advantages."""
+    """Divide a group's advantages by its standard deviation, so that prompts with similar returns count as much as
+    others; the gradient is then not that of J. beta in the loss is divided by the batch mean of these deviations, so
+    that it stays in reward units per nat; in the paper it is in units of the divided advantages."""
     aggregation: Aggregation = "constant"
-    """token: mean over the tokens of a mini-batch. sequence: mean over the tokens of each completion, then over
-    completions. constant: sum over tokens, over completions times max_new_tokens. Only constant leaves the gradient as
-    it is: with sequence the tokens of long completions count less, with token all do in a batch of long ones. They are
-    those of arXiv:2503.14476, section 3.3; arXiv:2402.03300, eq. 3; and arXiv:2503.20783, section 3.2."""
+    """token: mean over the tokens of a mini-batch. sequence: mean over each completion's tokens, then over completions.
+    constant: sum over tokens, divided by completions times max_new_tokens. Only constant keeps the gradient of J: with
+    sequence, tokens of long completions count less; with token, all tokens in a batch of long completions do. From
+    arXiv:2503.14476, section 3.3; arXiv:2402.03300, eq. 3; and arXiv:2503.20783, section 3.2."""
     clip_low: float = 0.2
-    """How far the probability ratio may fall below 1."""
+    """Maximum decrease of the probability ratio below 1."""
     clip_high: float = 0.2
-    """How far the probability ratio may rise above 1."""
+    """Maximum increase of the probability ratio above 1."""
     surrogate: Literal["clip", "cispo", "gspo"] = "clip"
-    """What stands for the objective. clip: PPO's, token by token. cispo: log pi, weighted with the token's ratio, which
-    is kept below 1 + clip_high and not differentiated: no token is left out (arXiv:2506.13585, eq. 4). gspo: PPO's,
-    with the geometric mean of a completion's ratios, and aggregation=sequence (arXiv:2507.18071, eq. 5)."""
+    """Surrogate objective. clip: PPO's, per token. cispo: log pi, weighted by the token's ratio, which is capped at 1 +
+    clip_high and not differentiated, so that no token is dropped (arXiv:2506.13585, eq. 4). gspo: PPO's, with the
+    geometric mean of a completion's ratios; needs aggregation=sequence (arXiv:2507.18071, eq. 5)."""
     whiten: bool = True
-    """Divide all advantages, and beta with them, by their standard deviation over the batch. Nothing is subtracted."""
+    """Divide advantages and beta by the standard deviation of the batch's advantages; no mean is subtracted."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Implicit language Q-learning: from a log, values that lean towards its best tokens, which reweight the reference."""
+"""Implicit language Q-learning: learn values of a log that lean towards its best tokens, and reweight the reference."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class ILQLConfig(ValueConfig):
     """Settings of ILQL. Raises: as `LMConfig` does."""
 
     expectile: float = 0.7
-    """tau in (0, 1): V(s) is this expectile of Q(s, a) over logged tokens; towards 1 it becomes their maximum."""
+    """tau in (0, 1): V(s) is this expectile of Q(s, a) over logged tokens; near 1 it approaches their maximum."""
     lam: float = 0.95
-    """Share of what was logged in the target of Q, per token, the rest being V: 0 is the paper's, and takes many passes
-    over a log to come from the last token to the first."""
+    """Share of the logged return in the target of Q, per token; the rest is V. 0, as in the paper, takes many passes
+    over a log to propagate values from the last token to the first."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -30,9 +30,9 @@ class ILQLConfig(ValueConfig):
 class ILQL(ValueAgent):
     """An LM policy reweighted by the values of a log. Args: see `LMAgent`.
 
-    Q(s, a) is fitted to r + V(s'), and V(s) to an expectile of Q(s, a) over the log's own tokens: a maximum over tokens
-    that nobody tried is never taken. Q is held in the policy itself, see `textgym_agents.lm.logged`, so there is no
-    other policy to be fitted, nor are there the paper's slow copies of Q: a text never comes back to a state.
+    Q(s, a) is fitted to r + V(s'), and V(s) to an expectile of Q(s, a) over the log's own tokens, so no maximum is
+    taken over tokens that nobody tried. Q is represented by the policy itself, see `textgym_agents.lm.logged`, so no
+    second policy is fitted. The paper's slow copies of Q are not needed, since a text never returns to a state.
 
     Raises: as `LMAgent` does; ValueError for a task with turns or a grammar mask.
     Source: Snell et al. (2022), arXiv:2206.11871, section 4; Kostrikov et al. (2021), arXiv:2110.06169, eqs. 5 and 6.

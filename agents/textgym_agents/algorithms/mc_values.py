@@ -1,4 +1,4 @@
-"""Monte-Carlo values: from a log, the mean returns of its tokens, which reweight the reference."""
+"""Monte-Carlo values: learn the mean returns of a log's tokens, and reweight the reference by them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class MCValuesConfig(ValueConfig):
 class MCValues(ValueAgent):
     """An LM policy reweighted by the returns of a log. Args: see `LMAgent`.
 
-    Q(s, a) and V(s) are fitted to the returns that followed, so they are those of the policy that logged: the policy is
-    one step better than that one, and no more.
+    Q(s, a) and V(s) are fitted to the returns that followed, so they are the values of the policy that wrote the log,
+    and the result is one improvement step from that policy.
 
     Raises: as `LMAgent` does; ValueError for a task with turns or a grammar mask.
     Source: Abdulhai et al. (2023), arXiv:2311.18232, section 5.1 (MC returns).

@@ -27,17 +27,17 @@ class ReinforceConfig(OnPolicyConfig):
     batch: int = 64
     """Episodes per iteration (sub-environments)."""
     epochs: int = 1
-    """Passes over a batch. Nothing corrects for the policy having moved since it sampled."""
+    """Passes over a batch. Later passes are not corrected for the change of the policy since sampling."""
     minibatches: int = 1
     """Optimiser steps per pass."""
     baseline: Literal["none", "batch", "value"] = "none"
-    """What is subtracted from returns. none; batch: the mean return of the batch's other episodes; value: the value
-    head's V(s)."""
+    """Baseline subtracted from returns. none; batch: the mean return of the other episodes in the batch; value: the
+    value head's V(s)."""
     reward_to_go: bool = True
-    """Credit an action with what comes after it; false: with the return of the whole sequence, without baseline or with
-    that of the batch."""
+    """Credit an action with the rewards after it; False: with the return of the whole sequence, for baseline none or
+    batch."""
     whiten: bool = True
-    """Divide advantages, and beta with them, by their standard deviation over the batch. Nothing is subtracted."""
+    """Divide advantages and beta by the standard deviation of the batch's advantages; no mean is subtracted."""
     value_coefficient: float = 0.01
     """Weight of the value loss, with baseline=value."""
 

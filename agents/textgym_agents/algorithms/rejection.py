@@ -1,4 +1,4 @@
-"""Rejection-sampling fine-tuning on a causal LM: of several completions of each prompt the best are imitated."""
+"""Rejection-sampling fine-tuning of a causal LM: imitate the best of several completions of each prompt."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class RejectionConfig(OnPolicyConfig):
     """Settings of rejection-sampling fine-tuning. Raises: as `LMConfig` does."""
 
     group: int = 8
-    """Completions of each prompt; batch is a multiple of it."""
+    """Completions per prompt; batch must be a multiple of it."""
     keep: int = 1
-    """Completions of each group that are imitated: those with the highest R - beta log(pi / ref)."""
+    """Completions of each group to imitate: those with the highest R - beta log(pi / ref)."""
     threshold: float | None = None
-    """Return, in reward units and without the KL, below which a completion is not imitated even so; None: no limit."""
+    """Minimum return of an imitated completion, in reward units and without the KL; None: no minimum."""
     kl: KL = "k1"
-    """k1, and no other: the log-ratio is charged to the return that completions are chosen by."""
+    """Must be k1: the log-ratio is charged to the return by which completions are selected."""
     whiten: bool = False
-    """False, and nothing else: whatever is imitated weighs the same."""
+    """Must be False: all imitated completions have the same weight."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,8 +43,8 @@ class RejectionConfig(OnPolicyConfig):
 class Rejection(OnPolicyAgent):
     """An LM policy trained on the best of its own completions, round after round. Args: see `LMAgent`.
 
-    Completions are compared by R - beta log(pi / ref). At the optimum of J all completions of a prompt have the same:
-    then nothing is left to choose by, whereas choosing by R alone continues until one completion is left.
+    Completions are compared by R - beta log(pi / ref). At the optimum of J this is the same for all completions of a
+    prompt, so there is nothing left to select by, whereas selection by R alone continues until one completion is left.
 
     Raises: as `A2C` does; ValueError for a task with turns in which chance has a say.
     Source: Dong et al. (2023), arXiv:2304.06767, algorithm 1 (RAFT); Gulcehre et al. (2023), arXiv:2308.08998 (ReST).

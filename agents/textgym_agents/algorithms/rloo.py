@@ -1,4 +1,4 @@
-"""RLOO on a causal LM: several completions of each prompt, each measured against the mean of the others."""
+"""RLOO on a causal LM: several completions per prompt, each compared with the mean return of the others."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class GroupConfig(OnPolicyConfig):
     """Settings of agents that compare a prompt's completions with each other. Raises: as `LMConfig` does."""
 
     group: int = 4
-    """Completions of each prompt; batch is a multiple of it."""
+    """Completions per prompt; batch must be a multiple of it."""
     kl: KL = "k1"
-    """k1, exact: as for the other agents; the return that a group compares has the KL in it. k1 adds no noise to that
-    near the optimum, where reward and log-ratio cancel. k3: in the loss alone, with the gradient of the opposite KL,
-    KL(ref || pi) in each state, not that of J. k3-ratio: in the loss alone, with the gradient of KL(pi || ref) in each
-    state (DeepSeek-V3.2, eq. 7)."""
+    """k1, exact: as for other agents; the compared returns include the KL. k1 adds no noise to them near the optimum,
+    where reward and log-ratio cancel. k3: in the loss only; its gradient is that of the opposite KL, KL(ref || pi) in
+    each state, not that of J. k3-ratio: in the loss only; its gradient is that of KL(pi || ref) in each state
+    (DeepSeek-V3.2, eq. 7)."""
     equal_groups: Literal["keep", "drop", "resample"] = "keep"
-    """What becomes of groups whose rewards are all equal. drop: they are left out of the loss, its KL included, and of
-    what it is averaged over. resample: the same, and further batches are played until there are as many other groups as
-    one batch has (DAPO's dynamic sampling, arXiv:2503.14476, section 3.2)."""
+    """Treatment of groups whose rewards are all equal. keep: train on them. drop: exclude them from the loss, its KL
+    and its averages. resample: the same, and play further batches until there are as many other groups as in one batch
+    (DAPO's dynamic sampling, arXiv:2503.14476, section 3.2)."""
     most_rounds: int = 10
-    """Batches that an iteration plays at most, with equal_groups=resample. All of them count as episodes."""
+    """Maximum number of batches per iteration, with equal_groups=resample. All of them count as episodes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,9 +81,9 @@ class RLOOConfig(GroupConfig):
     """Settings of RLOO. Raises: as `LMConfig` does."""
 
     clip: float = 0.2
-    """Range of the probability ratio. It is 1 in the first step of an update, which is then REINFORCE's."""
+    """Clip range of the probability ratio. The ratio is 1 in the first step of an update, which is a REINFORCE step."""
     whiten: bool = True
-    """Divide advantages, and beta with them, by their standard deviation over the batch. Nothing is subtracted."""
+    """Divide advantages and beta by the standard deviation of the batch's advantages; no mean is subtracted."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,7 +93,7 @@ class RLOOConfig(GroupConfig):
 class RLOO(GroupAgent):
     """An LM policy trained by REINFORCE leave-one-out. Args: see `LMAgent`.
 
-    A completion is one action: all of its tokens are credited with the return of the whole sequence, the KL included.
+    A completion is one action: all its tokens are credited with the return of the whole sequence, including the KL.
 
     Raises: as `A2C` does.
     Source: Ahmadian et al. (2024), arXiv:2402.14740, section 3.2; Kool et al. (2019), Buy 4 REINFORCE samples, get a

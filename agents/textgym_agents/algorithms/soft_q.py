@@ -1,4 +1,4 @@
-"""Soft Q-learning on a causal LM: its logits are Q / beta, made consistent along whole episodes from a replay."""
+"""Soft Q-learning on a causal LM: its logits represent Q / beta, trained for path consistency on replayed episodes."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ class SoftQConfig(LMConfig):
     batch: int = 64
     """Episodes per iteration (sub-environments)."""
     kl: KL = "k1"
-    """k1, and no other: paths are charged the log-ratios of their actions."""
+    """Must be k1: paths are charged the log-ratios of their actions."""
     replay: int = 2048
-    """Episodes that are remembered."""
+    """Capacity of the replay buffer, episodes."""
     replay_batch: int = 64
-    """Remembered episodes per optimiser step, beside the new ones, which are in every step: nothing holds down a token
-    that was never taken, so the policy has to learn of it as soon as it begins to take it."""
+    """Replayed episodes per optimiser step, in addition to the new ones, which are in every step: nothing lowers the
+    values of tokens that were never taken, so the policy must learn about a token as soon as it begins to take it."""
     updates: int = 1
-    """Optimiser steps per iteration. More learn faster from as many episodes, where prompts are not held out."""
+    """Optimiser steps per iteration. More steps learn faster from the same episodes, on prompts that are not held
+    out."""
     value_coefficient: float = 0.1
-    """Weight of the gradient that V gets, against that of the log-ratios. Both reach the same trunk, where a large
-    weight of V costs what the model knows about prompts it is not trained on. Where the loss is 0 does not change."""
+    """Weight of the gradient of V relative to that of the log-ratios. Both train the same trunk; a large weight costs
+    knowledge about prompts outside the training set. The minimum of the loss, 0, does not depend on it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,7 +51,7 @@ class SoftQConfig(LMConfig):
 
 
 class StoredEpisodes(NamedTuple):
-    """B finished episodes; what stands behind an episode's end is 0.
+    """B finished episodes; entries after an episode's end are 0.
 
     Attributes:
         input_ids: (B, L) int32, right-padded prompts and completions.
@@ -73,11 +74,11 @@ class StoredEpisodes(NamedTuple):
 
 
 class Replay:
-    """The last `capacity` episodes.
+    """A buffer of the last `capacity` episodes.
 
     Args:
-        capacity: episodes, at least 1.
-        width: L, tokens of a whole sequence. steps: T, the most actions of an episode.
+        capacity: number of episodes, at least 1.
+        width: L, tokens of a whole sequence. steps: T, the maximum number of actions of an episode.
     """
 
     def __init__(self, capacity: int, width: int, steps: int) -> None:
@@ -133,10 +134,10 @@ class Replay:
 class SoftQ(LMAgent):
     """An LM policy trained off-policy by path consistency. Args: see `LMAgent`.
 
-    With logits l, Q(s, a) = beta (l(a) - l_ref(a)) up to a constant, so V(s) = beta log sum_a ref(a) exp(Q / beta) is
-    beta times the difference of the two normalisers, and softmax(l) is the policy that is optimal for Q. At the optimum
-    of J, and only there, V(s_t) is the reward to come, sum of gamma^t r_t, less beta times the log-ratios to come along
-    every path, whoever took it: so old episodes serve beside new ones.
+    With logits l, Q(s, a) = beta (l(a) - l_ref(a)) up to a constant. So V(s) = beta log sum_a ref(a) exp(Q / beta) is
+    beta times the difference of the two normalisers, and softmax(l) is the optimal policy for Q. At the optimum of J,
+    and only there, V(s_t) equals the rewards to come, sum of gamma^t r_t, minus beta times the log-ratios to come,
+    along every path, whoever took it. Old episodes can therefore be used as well as new ones.
 
     Raises: as `LMAgent` does; ValueError for a task with turns or a grammar mask, or beta = 0.
     Source: Nachum et al. (2017), arXiv:1702.08892, section 5 (unified PCL); Guo et al. (2021), arXiv:2106.07704 (text).

@@ -1,4 +1,5 @@
-"""Value-guided decoding: before each token a trained critic looks one token ahead, and tilts the reference by it."""
+"""Value-guided decoding: before each token, a trained critic evaluates candidate tokens, and the prior is
+reweighted."""
 
 from __future__ import annotations
 
@@ -33,16 +34,17 @@ class ValueGuidedConfig:
     run: str | None = None
     """Folder of the saved agent that supplies policy and critic, such as a run of lm-ppo."""
     k: int = 4
-    """Tokens considered in a state: the likeliest legal ones of the prior. Others are not written."""
+    """Number of candidate tokens in a state: the most likely legal ones of the prior. No others are written."""
     prior: Literal["policy", "reference"] = "policy"
-    """What is tilted. policy: the agent's own, which training has tilted already; the result maximises E[Q] -
-    temperature KL(result || policy) in every state: a short step from the policy, and not J. reference: what the agent
-    started from; that plans for J, and needs a critic that is right about tokens which the agent seldom writes."""
+    """Distribution to reweight. policy: the agent's policy, which training has already moved; the result maximises E[Q]
+    - temperature KL(result || policy) in every state: a small step from the policy, not the optimum of J. reference:
+    the model that the agent started from; this plans for J, but needs a critic that is right about tokens the agent
+    rarely writes."""
     temperature: float | None = None
-    """Reward units, > 0: the prior is multiplied by exp(Q / temperature). None: the task's beta for the
-    reference, at which it plans for J, and four times that for the policy."""
+    """Reward units, > 0: the prior is multiplied by exp(Q / temperature). None: the task's beta for the reference,
+    which plans for J, and four times the task's beta for the policy."""
     seed: int = 0
-    """Seeds the sampling of tokens."""
+    """Seed of the sampled tokens."""
 
     def __post_init__(self) -> None:
         at_least_one(self, "k")
@@ -52,22 +54,22 @@ class ValueGuidedConfig:
 
 
 class ValueGuided(NonLearner, DrawingAgent):
-    """A policy made of another one and of its critic; learns nothing.
+    """Another agent's policy, reweighted by that agent's critic; learns nothing.
 
-    In a state s it takes the k likeliest tokens of the prior and evaluates all their successors in one forward of the
-    critic: Q(s, a) = gamma^t r(s, a) + V(s + a), reward units at time 0, where rewards are asked from an environment of
-    its own. It then draws from prior(a) exp(Q(s, a) / temperature) over these k: of the distributions over them, that
-    one maximises E[Q] - temperature KL(. || prior) in s.
+    In a state s it takes the k most likely tokens of the prior and evaluates all their successors in one forward pass
+    of the critic: Q(s, a) = gamma^t r(s, a) + V(s + a), reward units at time 0. The rewards come from an environment of
+    its own. It then draws from prior(a) exp(Q(s, a) / temperature) over these k tokens, the distribution over them that
+    maximises E[Q] - temperature KL(. || prior) in s.
 
-    With the reference as prior, the task's beta as temperature and every token considered, it is the optimal policy for
-    V*; for the exact V of the agent's policy it is one step of soft policy iteration, whose J is never below that of
-    the policy. With fewer tokens neither holds: those that are not among the k likeliest of the reference are not
-    written, whatever the agent's policy makes of them. With the agent's policy as prior neither holds for any k: a
-    policy reference exp(Q / beta) is tilted a second time.
+    With the reference as prior, the task's beta as temperature and all tokens as candidates, it is the optimal policy
+    for V*; for the exact V of the agent's policy it is one step of soft policy iteration, whose J is never below that
+    of the policy. With fewer tokens neither holds: tokens outside the reference's k most likely ones are never written,
+    however likely they are under the agent's policy. With the agent's policy as prior neither holds for any k: a policy
+    reference exp(Q / beta) is reweighted a second time.
 
     Args:
         task: supplies prompts, reference and reward.
-        guide: an agent with `log_probs` and `values`, in place of the saved one of `config.run`.
+        guide: an agent with `log_probs` and `values`; replaces the saved one of `config.run`.
     Raises: ValueError without a guide, for one without a critic, or a temperature that is not positive.
     Source: Liu et al. (2023), arXiv:2309.15028 (the critic of PPO when decoding); Mudgal et al. (2023),
         arXiv:2310.17022, section 3 (sampling from the tilted reference token by token).

@@ -1,4 +1,4 @@
-"""VinePPO on a causal LM: PPO whose values are mean returns of completions of the very states, and no critic's."""
+"""VinePPO on a causal LM: PPO whose values are mean returns of completions from the same states; no critic."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class VinePPOConfig(OnPolicyConfig):
     """Settings of VinePPO. Raises: as `LMConfig` does."""
 
     batch: int = 64
-    """Episodes per iteration that are trained on (sub-environments)."""
+    """Episodes per iteration to train on (sub-environments)."""
     values: Literal["rollouts", "exact"] = "rollouts"
-    """What V(s) is. rollouts: the mean return of completions that the policy writes from s. exact: the policy's V, by
-    enumeration, where the task can be solved: the most that a critic can know."""
+    """Source of V(s). rollouts: the mean return of completions that the policy writes from s. exact: V of the policy,
+    by enumeration, for tasks that can be solved: the best that a critic can be."""
     rollouts: int = 2
-    """Completions from each state that its value is the mean of. Each counts as an episode."""
+    """Completions from each state to average for its value. Each counts as an episode."""
     stride: int = 4
-    """Tokens from one state with a value to the next; those between share an advantage."""
+    """Tokens between states with a value; the tokens in between share an advantage."""
     lam: float = 0.0
-    """GAE's lambda, per segment of `stride` tokens. No value of it is biased, as the values are right on average."""
+    """GAE's lambda, per segment of `stride` tokens. It causes no bias, since the values are right on average."""
     clip: float = 0.2
-    """Range of the probability ratio."""
+    """Clip range of the probability ratio."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,10 +52,10 @@ class VinePPOConfig(OnPolicyConfig):
 
 
 class VinePPO(OnPolicyAgent):
-    """An LM policy trained by PPO on values that completions of its states estimate. Args: see `LMAgent`.
+    """An LM policy trained by PPO with values estimated from completions of its states. Args: see `LMAgent`.
 
-    An episode is a completion that is played, whether it is trained on or gives a state its value: an iteration takes
-    one per sub-environment, and `rollouts` per state; these are written below all wrappers, and metrics count them.
+    An episode is a completion that is played, whether it is trained on or gives a state its value: an iteration plays
+    one per sub-environment and `rollouts` per state. The latter are written below all wrappers, and metrics count them.
     Raises: as `A2C` does; ValueError for an environment that hides a seed, a reward that compares completions, or
         several processes.
     Source: Kazemnejad et al. (2024), arXiv:2410.01679, section 4.

@@ -1,4 +1,4 @@
-"""Check an agent against the exact solver: what holds, what fails, and what could not be asked."""
+"""Check an agent against the exact solver: what holds, what fails, and what could not be checked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STYLES = {"holds": "green", "FAILS": "bold red", "not asked": "dim"}
 
 @dataclass(frozen=True)
 class CheckFlags:
-    """Check an agent: the statements listed in docs/conformance.md, with exact values beside them.
+    """Check an agent: test the statements listed in docs/conformance.md against exact values.
 
     Example: textgym check my_module:MyAgent
     """
@@ -30,11 +30,11 @@ class CheckFlags:
     agent: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="AGENT")]
     """module:Class, or the name of a registered agent."""
     only: tuple[str, ...] = ()
-    """Names of checks, or numbers of their statements; by default all."""
+    """Checks to run, by name or statement number; by default all."""
     settings: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
-    """Settings of the agent's config, as in learning_rate=0.01."""
+    """Settings of the agent, as in learning_rate=0.01."""
     episodes: int = 16384
-    """Episodes that the agent has for each task that it is to learn."""
+    """Training episodes for each task that the agent must learn."""
     json: bool = False
     """Print JSON."""
 

@@ -22,22 +22,22 @@ ENV_ID = "textgym/Helpful-v0"
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """LM PPO on the built-in world's Helpful task. The defaults take about two minutes on two cores."""
+    """LM PPO on the Helpful task of the built-in world. The defaults take about two minutes on two cores."""
 
     # The rate that was found for this task, with which the README's numbers were measured.
     config: LMPPOConfig = field(default_factory=lambda: LMPPOConfig(learning_rate=5e-4))
     episodes: int = 20_480
-    """Episodes to learn from."""
+    """Number of training episodes."""
     eval_every: int = 12
     """Iterations between evaluations on held-out prompts."""
     eval_per_prompt: int = 2
-    """Completions per prompt of the evaluations on the way."""
+    """Completions per prompt in the evaluations during training."""
     final_per_prompt: int = 16
-    """Completions per prompt of the first and last evaluation."""
+    """Completions per prompt in the first and the last evaluation."""
     optimum_per_prompt: int = 256
-    """Completions per prompt that the optimum is estimated from."""
+    """Completions per prompt for the estimate of the optimum."""
     prompts: int = 6
-    """Prompts whose answers are shown."""
+    """Number of prompts whose answers are shown."""
 
     def __post_init__(self) -> None:
         integer(self, "prompts", 0)
@@ -50,7 +50,7 @@ class DemoSettings:
         return TrainSettings(id=ENV_ID, agent="lm-ppo", **values)
 
 
-_TEXT = """Align the built-in world's language model by PPO, and show what it answers before and after.
+_TEXT = """Align the built-in world's language model with PPO, and show its answers before and after.
 
 Example: textgym demo --episodes 2048 --out runs/short"""
 _SHOWN = ["reward", "kl", "objective", "optimality", "length", "stop_rate"]
@@ -58,10 +58,10 @@ _SHOWN = ["reward", "kl", "objective", "optimality", "length", "stop_rate"]
 
 @dataclass(frozen=True)
 class OutFlag:
-    """Where the run is written."""
+    """Where to write the run."""
 
     out: Path | None = None
-    """The run's folder; by default the next free runs/demo-N."""
+    """The run folder; by default the next free runs/demo-N."""
 
 
 def main(arguments: list[str]) -> None:

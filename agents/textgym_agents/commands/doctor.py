@@ -1,4 +1,4 @@
-"""Say what is wrong with a run: eighteen conditions, each ok, an alarm, or not judged (`textgym doctor`)."""
+"""Diagnose a run: eighteen conditions, each ok, an alarm, or not judged (`textgym doctor`)."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from textgym_agents.training.folder import RunFolder
 
 @dataclass(frozen=True)
 class DoctorFlags:
-    """Say what is wrong with a run, finished or not: its metrics are read from the first iteration to the last.
+    """Diagnose a run, finished or not, from its metrics of all iterations.
 
-    An alarm shows the iteration at which it set in, the number, what that means, and which setting to change.
-    `textgym train` says the same while it learns. Of several runs, such as cells of a suite, the alarms alone are
-    listed, beside the optimality that was measured last.
+    An alarm shows the iteration at which it began, the value, what it means, and which setting to change. `textgym
+    train` prints the same alarms during training. For several runs, such as the cells of a suite, only the alarms are
+    listed, with the last measured optimality.
 
     Example: textgym doctor runs/helpful-v0-rloo-1
     """
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The folder of a run, or several."""
+    """One or more run folders."""
     strict: bool = False
-    """Exit with status 1 if there was an alarm in any of the runs, also one that is over; otherwise with 0."""
+    """Exit with status 1 if any run had an alarm, even one that is over; otherwise with 0."""
     json: bool = False
     """Print JSON."""
 
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
 
 
 class Examined(NamedTuple):
-    """A run: what is known of every condition, the completions kept, and the optimality measured last."""
+    """A run: the findings for every condition, the saved completions, and the last measured optimality."""
 
     findings: list[Diagnosis]
     samples: list[JsonObject]

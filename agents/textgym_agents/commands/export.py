@@ -1,4 +1,4 @@
-"""Hand a run's policy on: a plain Hugging Face folder with a model card, and perhaps the hub (`textgym export`)."""
+"""Export a run's policy as a plain Hugging Face folder with a model card, also to the hub (`textgym export`)."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from textgym_agents.training.folder import RunFolder, run_of
 
 @dataclass(frozen=True)
 class ExportFlags:
-    """Write an LM agent's policy as a plain Hugging Face folder with a model card, its adapter merged into the weights.
+    """Export an LM agent's policy as a plain Hugging Face folder with a model card; an adapter is merged.
 
     Example: textgym export runs/demo-1 --out models/helpful
     """
 
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """A run folder, or a checkpoint, which has no numbers for the card."""
+    """A run folder, or a checkpoint; the card of a checkpoint has no measures."""
     out: Path | None = None
-    """The new folder. What is there is never overwritten."""
+    """The new folder. Existing files are never overwritten."""
     push: str | None = None
-    """Also upload the folder to this repository of the Hugging Face hub, USER/NAME, made if there is none. The token is
-    that of HF_TOKEN or `hf auth login`, the server that of HF_ENDPOINT."""
+    """Also upload the folder to this repository of the Hugging Face hub, USER/NAME, creating it if needed. The token
+    comes from HF_TOKEN or `hf auth login`, the server from HF_ENDPOINT."""
     public: bool = False
-    """Make a new repository public, not private."""
+    """Make a new repository public instead of private."""
 
 
 def main(arguments: list[str]) -> None:

@@ -24,11 +24,11 @@ from textgym_agents.training.loop import SilentWatcher, Watcher
 from textgym_agents.training.ranks import leads
 
 Settings = TypeVar("Settings", bound=FitSettings)
-_SFT = """Supervised fine-tuning on demonstrations: loss on the completions' tokens only.
+_SFT = """Fine-tune a language model on demonstrations; the loss is on the completions' tokens only.
 
 --data is a .jsonl, .csv or .parquet file, or a data set (docs/own_task.md): "prompt" and "completion", or preferences,
-whose best answers count, or world:Helpful and its like, which are demonstrations in the built-in world.
---config FILE.toml gives any of the flags; flags beside it win.
+of which the best answers are used. world:TASK, as in world:Helpful, takes demonstrations of the built-in world.
+--config FILE.toml sets any of the flags; flags on the command line take precedence.
 
 Example: textgym sft --data world:Helpful --out runs/sft"""
 _SFT_MEASURES = {
@@ -36,11 +36,11 @@ _SFT_MEASURES = {
     "perplexity": "perplexity",
     "token_accuracy": "token accuracy",
 }
-_REWARD_MODEL = """A reward model from rankings: a transformer with one linear head over the last token.
+_REWARD_MODEL = """Train a reward model on rankings: a transformer with a linear head on the last token.
 
 --data is a .jsonl, .csv or .parquet file, or a data set (docs/own_task.md): "prompt", "chosen" and "rejected"; or
-"chosen" and "rejected" as transcripts that begin alike; or "prompt" and "completions", best first.
---config FILE.toml gives any of the flags; flags beside it win.
+"chosen" and "rejected" as transcripts with a common beginning; or "prompt" and "completions", best first.
+--config FILE.toml sets any of the flags; flags on the command line take precedence.
 
 Example: textgym reward-model --data preferences.jsonl --base stories260K --margin 0.1"""
 _REWARD_MODEL_MEASURES = {
@@ -54,12 +54,12 @@ _REWARD_MODEL_MEASURES = {
 
 @dataclass(frozen=True)
 class OutFlags:
-    """Where a run is written."""
+    """Where to write the run."""
 
     out: Path | None = None
-    """The run's folder; by default the next free runs/NAME-N. What is there is never overwritten."""
+    """The run folder; by default the next free runs/NAME-N. Existing files are never overwritten."""
     resume: bool = False
-    """Go on with the interrupted run in --out, with the settings that it was started with."""
+    """Resume the interrupted run in --out, with the settings that it was started with."""
 
 
 def sft(arguments: list[str]) -> None:

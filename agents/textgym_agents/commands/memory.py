@@ -1,4 +1,4 @@
-"""Say what a run needs in memory, before it is started: part by part, and at the peak of each phase."""
+"""Estimate the memory of a run before it starts: part by part, and at the peak of each phase."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from textgym_agents.registry import agent_class, config_class
 
 @dataclass(frozen=True)
 class MemoryFlags:
-    """Estimate the memory of a run on a causal LM from the model's config alone; no weights are loaded.
+    """Estimate the memory of a run on a causal LM from the model's config; no weights are loaded.
 
-    The agent's own settings follow below. MODEL is a folder, a hub id, or one of Qwen2.5-0.5B, Qwen2.5-1.5B,
-    Qwen2.5-7B and Llama-3-70B, whose shapes are built in.
+    The agent's own settings follow below. MODEL is a folder, a hub id, or one of Qwen2.5-0.5B, Qwen2.5-1.5B, Qwen2.5-7B
+    and Llama-3-70B, whose shapes are built in.
 
     Example: textgym estimate-memory Qwen2.5-0.5B --agent rloo --new-tokens 256
     """
@@ -28,15 +28,15 @@ class MemoryFlags:
     shape: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Folder or hub id of a causal LM, or the name of a built-in shape."""
     agent: str = "lm-ppo"
-    """A registered agent that learns from its own samples by a policy gradient."""
+    """A registered policy-gradient agent that learns from its own samples."""
     prompt_tokens: int = 512
-    """Tokens of the longest prompt."""
+    """Length of the longest prompt, tokens."""
     new_tokens: int = 512
-    """Tokens of the longest answer."""
+    """Length of the longest answer, tokens."""
     masked: bool = False
-    """Count the masks of a task that has one, as Json-v0 does: a bit for each token of each state."""
+    """Include the masks of a task with a grammar, such as Json-v0: one bit for each token in each state."""
     json: bool = False
-    """Print JSON, in bytes."""
+    """Print JSON; sizes are in bytes."""
 
 
 def main(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Judge a policy from logged episodes (`ope`), by every estimator of `textgym_agents.datasets.off_policy`."""
+"""Evaluate a policy from logged episodes (`ope`) with all estimators of `textgym_agents.datasets.off_policy`."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ BIASED: Final = ("truncated", "fitted Q")
 
 @dataclass(frozen=True)
 class OpeFlags:
-    """Judge a policy from episodes that another one wrote: E[R] and J by every estimator, with 95% intervals.
+    """Evaluate a policy from episodes of another one: E[R] and J by every estimator, with 95% intervals.
 
-    DATA is a Minari dataset or a file of rows with prompt, completion_ids, token_logprobs and reward, as
-    `textgym record` writes them. On tasks that can be solved the truth stands beside the estimates.
+    DATA is a Minari dataset or a file with columns prompt, completion_ids, token_logprobs and reward, as `textgym
+    record` writes it. If the task can be solved, the true values are shown beside the estimates.
 
     Example: textgym ope recordings/copy-v0 --agent random --id Copy-v0
     """
@@ -46,21 +46,21 @@ class OpeFlags:
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """The log: the folder of a Minari dataset, or a .jsonl, .csv or .parquet file of rows."""
     agent: str = "reference"
-    """The policy that is judged: a checkpoint or run folder, or an agent that needs no learning."""
+    """The policy to evaluate: a checkpoint or run folder, or an agent that needs no learning."""
     id: str = ""
-    """The environment, as `textgym list` shows it; by default that of the run."""
+    """Id of the environment, as in `textgym list`; by default that of the run."""
     agent_class: str | None = None
-    """module:Class of the agent in the folder, where it is no registered one."""
+    """module:Class of the agent in the folder, if it is not a registered one."""
     env: EnvOptions = ()
-    """Options of the environment, as in max_new_tokens=20; by default those of the run, where --agent is one."""
+    """Options of the environment, as in max_new_tokens=20; by default those of the run, if --agent is one."""
     split: Split = "train"
-    """Whose prompts the log has: the truth is of those of them that are in it."""
+    """Split of the log's prompts; the true values are for those of its prompts that are in the log."""
     group: int = 1
-    """Consecutive episodes that answer the same prompt (the --per-prompt of `textgym record`): resampled together."""
+    """Number of consecutive episodes with the same prompt (--per-prompt of `textgym record`); resampled together."""
     minimum: float | None = None
-    """The least return that there can be, for the lower bound; by default what the reward declares."""
+    """Minimum possible return, for the lower bound; by default the one that the reward declares."""
     seed: int = 0
-    """Seeds the bootstrap."""
+    """Seed of the bootstrap."""
     json: bool = False
     """Print JSON."""
 

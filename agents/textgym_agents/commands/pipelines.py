@@ -1,4 +1,4 @@
-"""Run whole pipelines: RLHF from end to end (`rlhf`), and the over-optimisation of reward models (`overoptimise`)."""
+"""Run whole pipelines: RLHF from end to end (`rlhf`), and over-optimisation of reward models (`overoptimise`)."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from textgym_agents.rlhf.runs import StagedRun
 
 Settings = TypeVar("Settings", RLHFSettings, OveroptimiseSettings)
-_RLHF = """RLHF in four stages, each in a folder of its own: supervised fine-tuning on demonstrations, preferences
+_RLHF = """Run RLHF in four stages, each in its own folder: supervised fine-tuning on demonstrations, preferences
 between answers of the fine-tuned model, a reward model of these preferences, and PPO against it with a KL penalty to
-the fine-tuned model. Ends with base, SFT, PPO and best-of-n side by side, under the gold reward and its proxy.
+the fine-tuned model. Finally compare base, SFT, PPO and best-of-n by gold reward and proxy reward.
 
-The same command with the same --out resumes where it was interrupted.
+The same command with the same --out resumes an interrupted run.
 
 Example: textgym rlhf Helpful-v0 --out runs/rlhf"""
 _OVEROPTIMISE = """\
-Over-optimisation of reward models: several are trained, on few and on many preferences, small and large;
-each is optimised by best-of-n and by PPO with a falling KL penalty, and the gold reward says what that is worth.
+Over-optimise reward models: train small and large ones on few and many preferences, optimise each by best-of-n and
+by PPO with a falling KL penalty, and measure the results by the gold reward.
 
 Writes result.json and a picture, and lists answers that the weakest proxy overrates. The same command with the same
---out resumes where it was interrupted.
+--out resumes an interrupted run.
 
 Example: textgym overoptimise Helpful-v0 --out runs/hacking"""
 _LEGEND = (
@@ -46,14 +46,14 @@ _PROMPTS, _HACKED = 4, 6  # answers that are shown
 
 @dataclass(frozen=True)
 class PipelineFlags:
-    """The task to align on, and the folder to write to."""
+    """The task to align on and the output folder."""
 
     id: EnvId
-    """The environment, as `textgym list` shows it: its gold reward judges, its reference is the base model."""
+    """Id of the environment, as in `textgym list`; its gold reward judges, and its reference is the base model."""
     env: EnvOptions = ()
     """Options of the environment, as in max_new_tokens=20; values are JSON or text."""
     out: Path | None = None
-    """The folder; by default the next free runs/NAME-COMMAND-N. The same command continues a run that is there."""
+    """The output folder; by default the next free runs/NAME-COMMAND-N. The same command continues an existing run."""
 
 
 def rlhf(arguments: list[str]) -> None:
@@ -102,7 +102,7 @@ def _run(
     display = FitDisplay(settings.episodes)
     with (
         watched_run(flags.out, name, display) as out,
-        disk_full_at(out, "run the same command again, which goes on"),
+        disk_full_at(out, "run the same command again to continue"),
     ):
         result = pipeline(env_id, settings, out, display, env_options(flags.env)).run()
     show(result, out)

@@ -1,4 +1,4 @@
-"""Open the policy that a flag names: evaluate it (`eval`), record its episodes (`record`)."""
+"""Load the policy that a flag names: evaluate it (`eval`) or record its episodes (`record`)."""
 
 from __future__ import annotations
 
@@ -86,29 +86,29 @@ def run_options(folder: Path) -> JsonObject | None:
 
 @dataclass(frozen=True)
 class PolicyFlags:
-    """The policy, and the samples drawn from it."""
+    """The policy and how to sample from it."""
 
     id: EnvId
-    """The environment, as `textgym list` shows it."""
+    """Id of the environment, as in `textgym list`."""
     agent: str = "reference"
-    """A checkpoint or run folder, a .zip of Stable-Baselines3, or an agent that needs no learning: reference, random,
+    """A checkpoint or run folder, a Stable-Baselines3 .zip, or an agent that needs no learning: reference, random,
     module:Class, or hf:FOLDER_OR_ID, a causal LM or PEFT adapter with the task's tokenizer."""
     agent_class: str | None = None
-    """module:Class of the agent in the folder, where it is no registered one; the agent of a .zip, as sb3-ppo."""
+    """module:Class of the agent in the folder, if it is not registered; for a .zip the agent's name, as in sb3-ppo."""
     trust_pickle: bool = False
-    """Read a .zip of Stable-Baselines3, which runs whatever code is in the file."""
+    """Load a Stable-Baselines3 .zip, which runs any code in the file."""
     guide: int = 0
-    """Let the agent's own critic choose among this many of its likeliest tokens (value-guided decoding); 0: do not."""
+    """Let the agent's critic choose among this many of its most likely tokens (value-guided decoding); 0: off."""
     env: EnvOptions = ()
-    """Options of the environment, as in max_new_tokens=20; by default those of the run, where --agent is one."""
+    """Options of the environment, as in max_new_tokens=20; by default those of the run, if --agent is one."""
     seed: int = 0
-    """Seeds everything that is drawn."""
+    """Seed of all random draws."""
     split: Split = "eval"
-    """Which prompts: held-out ones, those of training, or those to choose settings on."""
+    """Prompts: eval (held-out), train, or tune (for choosing settings)."""
     per_prompt: int = 16
     """Completions per prompt."""
     deterministic: bool = False
-    """Take the likeliest token instead of drawing."""
+    """Take the most likely token instead of sampling."""
     json: bool = False
     """Print JSON."""
 
@@ -140,14 +140,14 @@ class EvalFlags(PolicyFlags):
     """
 
     optimum_per_prompt: int = 128
-    """Completions per prompt that the optimum is estimated from, where it is neither solved nor committed. With 0 it is
-    not, and there is J and no optimality."""
+    """Completions per prompt for the estimate of the optimum, if it is neither solved nor committed. 0: no estimate, so
+    J without optimality."""
     beta: float | None = None
     """Reward units per nat of KL; by default the task's."""
     k: tuple[int, ...] = ()
-    """Show pass@k, majority@k and avg@k for these k, each at most --per-prompt, as in --k 1 4 16."""
+    """Show pass@k, majority@k and avg@k for these values of k, each at most --per-prompt, as in --k 1 4 16."""
     right: float | None = None
-    """With --k: the reward from which on a completion is right; by default the most that the reward can pay."""
+    """With --k: the lowest reward of a correct completion; by default the highest reward that can be paid."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -226,20 +226,20 @@ def _bound(objective: Estimate) -> str:
 
 @dataclass(frozen=True)
 class RecordFlags(PolicyFlags):
-    """Record an agent's episodes, which behaviour-cloning and dpo take as --data, as a Minari dataset or JSON lines.
+    """Record an agent's episodes as a Minari dataset or JSON lines, for --data of behaviour-cloning and dpo.
 
     Example: textgym record Copy-v0 --agent reference --episodes 64 --out recordings/copy-v0
     """
 
     out: Path | None = None
-    """The dataset's folder, named like a Minari id: helpful-ppo-v0; or a file that ends in .jsonl, for a log with a row
-    per episode. What is there is never overwritten."""
+    """The dataset's folder, named like a Minari id: helpful-ppo-v0; or a file ending in .jsonl, for a log with one row
+    per episode. Existing files are never overwritten."""
     episodes: int = 1000
-    """How many."""
+    """Number of episodes."""
     per_prompt: int = 1
-    """Consecutive episodes that answer the same prompt; 2 or more for pairs."""
+    """Number of consecutive episodes with the same prompt; 2 or more for pairs."""
     split: Split = "train"
-    """Which prompts: those of training, held-out ones, or those to choose settings on."""
+    """Prompts: train, eval (held-out), or tune (for choosing settings)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

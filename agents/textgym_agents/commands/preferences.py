@@ -1,4 +1,4 @@
-"""Sample candidates from a policy, rank them with a noisy annotator, and write them; or check such a file."""
+"""Sample candidates from a policy, rank them with a noisy annotator, and write the rankings; or check such a file."""
 
 from __future__ import annotations
 
@@ -105,42 +105,42 @@ def _table(report: JsonObject) -> Table:
 
 @dataclass(frozen=True)
 class PreferencesFlags:
-    """Collect preferences: candidates of a policy, ranked by the gold reward through a Bradley-Terry annotator.
+    """Collect preferences: sample candidates from a policy and let a Bradley-Terry annotator rank them by gold reward.
 
     Example: textgym preferences Helpful-v0 --n 100 --out preferences.jsonl
     """
 
     id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ID")] = ""
-    """The environment, as `textgym list` shows it; left out with --check."""
+    """The environment, as in `textgym list`; omit it with --check."""
     out: Path | None = None
-    """The .jsonl file to write. What is there is never overwritten."""
+    """The .jsonl file to write. Existing files are never overwritten."""
     policy: str = "reference"
-    """A checkpoint or run folder, a .zip of Stable-Baselines3, or an agent that needs no learning: reference, random,
-    or module:Class."""
+    """A checkpoint or run folder, a Stable-Baselines3 .zip, or an agent that needs no learning: reference, random, or
+    module:Class."""
     agent_class: str | None = None
-    """module:Class of the agent in the folder, where it is no registered one; the agent of a .zip, as sb3-ppo."""
+    """module:Class of the agent in the folder, if it is not registered; for a .zip the agent's name, as in sb3-ppo."""
     trust_pickle: bool = False
-    """Read a .zip of Stable-Baselines3, which runs whatever code is in the file."""
+    """Load a Stable-Baselines3 .zip, which runs any code in the file."""
     env: EnvOptions = ()
-    """Options of the environment, as in max_new_tokens=20; by default those of the run, where --policy is one."""
+    """Options of the environment, as in max_new_tokens=20; by default those of the run, if --policy is one."""
     split: Split = "train"
-    """Which prompts: those of training, held-out ones, or those to choose settings on."""
+    """Prompts: train, eval (held-out), or tune (for choosing settings)."""
     n: int = 1000
-    """Prompts to draw; some may give no ranking."""
+    """Number of prompts to draw; some may give no ranking."""
     candidates: int = 2
-    """Completions that are ranked for each prompt."""
+    """Number of completions to rank for each prompt."""
     noise: float = 0.0
-    """Temperature of the annotator, reward units; 0 makes no mistakes."""
+    """Temperature of the annotator, reward units; 0: no mistakes."""
     keep_ties: bool = False
-    """Let a coin rank completions of equal gold reward, instead of keeping one of them."""
+    """Rank completions of equal gold reward at random instead of keeping only one of them."""
     format: Literal["trl", "transcripts", "rankings"] = "trl"
     """trl: prompt, chosen, rejected. transcripts: chosen and rejected dialogues. rankings: prompt, completions."""
     seed: int = 0
-    """Seeds prompts, completions and annotator."""
+    """Seed of prompts, completions and annotator."""
     examples: int = 3
-    """Rankings to show."""
+    """Number of rankings to show."""
     check: Path | None = None
-    """Read this file of preferences or demonstrations, and say what is in it and what is wrong with it."""
+    """Read this file of preferences or demonstrations, and report its contents and problems."""
     json: bool = False
     """Print JSON."""
 

@@ -1,4 +1,4 @@
-"""Print what every estimator of a policy gradient is worth on a solvable task, at several ages of its samples."""
+"""Compare all policy-gradient estimators with the exact gradient of a solvable task, for samples of several ages."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from textgym_agents.registry import agent_class, load_agent, make_agent, make_co
 
 @dataclass(frozen=True)
 class RefereeFlags:
-    """Hold every estimator of a policy gradient to the exact gradient, by enumeration.
+    """Compare every policy-gradient estimator with the exact gradient, by enumeration.
 
-    An agent learns for a while; its last policy is the one whose gradient is wanted, and the samples are those of the
-    policies some updates before it. Completions are drawn only as a check beside a row, and where a row says so.
+    An agent learns for a while. The wanted gradient is that of its last policy; the samples come from the policies some
+    updates earlier. Completions are drawn only as a check, and where a row says so.
 
     Example: textgym referee Stop-v0 --stale 0 1 4
     """
@@ -37,21 +37,21 @@ class RefereeFlags:
     id: EnvId
     """A solvable task; a short name is enough."""
     agent: str = "rloo"
-    """A policy gradient on a language model, whose updates make the policies."""
+    """A policy-gradient agent on a language model, whose updates produce the policies."""
     checkpoint: Path | None = None
-    """Folder of a saved agent to begin with; without one it is made anew, with batches of 64 episodes."""
+    """Folder of a saved agent to start from; by default a new agent with batches of 64 episodes."""
     updates: int = 8
-    """Updates before the policy whose gradient is wanted."""
+    """Number of updates before the policy whose gradient is wanted."""
     stale: tuple[int, ...] = (0, 1, 2, 4)
     """Ages of the samples, in updates."""
     top_p: float | None = None
-    """Samples are drawn with top-p, and the gradient is that of the policy without it."""
+    """Draw samples with top-p; the wanted gradient is that of the policy without it."""
     group: int = 4
-    """Completions of a prompt that are compared."""
+    """Number of completions of a prompt to compare."""
     env: EnvOptions = ()
     """Options of the task, as in difficulty=2."""
     seed: int = 0
-    """Of the training and of the check."""
+    """Seed of the training and the check."""
     json: bool = False
     """Print JSON."""
     out: Path | None = None

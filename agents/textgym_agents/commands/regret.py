@@ -1,4 +1,4 @@
-"""Say how far tree search stays below the optimum, exactly, by its simulations and by how its tree widens."""
+"""Show exactly how far tree search stays below the optimum, by simulations and progressive widening."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Searcher(Protocol):
 
 @dataclass(frozen=True)
 class RegretFlags:
-    """Hold tree search to the optimum of a solvable task: V* less V of the policy that searches before every token.
+    """Compare tree search with the optimum of a solvable task: V* minus V of the policy that searches at each token.
 
     Example: textgym regret Stop-v0 --simulations 4 16 64 --widening 0 1
     """
@@ -30,13 +30,13 @@ class RegretFlags:
     id: EnvId
     """A solvable task; a short name is enough."""
     simulations: tuple[int, ...] = (1, 4, 16, 64, 256)
-    """Simulations before every token."""
+    """Numbers of simulations before each token."""
     widening: tuple[float, ...] = (0.0, 1.0, 2.0)
-    """C of progressive widening: C N^widening_power tokens are open after N visits; 0: all candidates are."""
+    """C of progressive widening: C N^widening_power tokens are open after N visits; 0: all candidates are open."""
     settings: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
     """Other settings of mcts, as in leaf=exact backup=max candidates=16."""
     split: Split = "train"
-    """Which prompts: those of training, held-out ones, or those to choose settings on."""
+    """Prompts: train, eval (held-out), or tune (for choosing settings)."""
     env: EnvOptions = ()
     """Options of the task, as in difficulty=2."""
     json: bool = False

@@ -1,4 +1,4 @@
-"""The parts that commands which train share: live lines, run folders and summaries."""
+"""Shared parts of the training commands: live lines, run folders and summaries."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def cell(row: Row, name: str) -> str:
 
 
 class Display:
-    """A `Watcher` for people: a bar of so many units, or plain lines where there is no terminal."""
+    """A `Watcher` that prints progress: a bar over the budget, or plain lines without a terminal."""
 
     def __init__(self, total: int = 1, unit: str = "steps") -> None:
         self._console = output()
@@ -158,7 +158,7 @@ _TABLE = {
 
 
 class TrainDisplay(Display):
-    """Shows the metrics of a training by episodes as a table above the bar. Args: episodes: the budget."""
+    """Shows a training's metrics as a table above the progress bar, in episodes. Args: episodes: the budget."""
 
     def __init__(self, episodes: int) -> None:
         super().__init__(episodes, "episodes")
@@ -194,10 +194,10 @@ _STAGE = {
 
 
 class FitDisplay(Display):
-    """Shows a supervised training, or a pipeline of trainings of every kind, in a line.
+    """Shows a supervised training, or a pipeline of trainings, in one line.
 
     Args:
-        episodes: the budget of the reinforcement learning among the stages.
+        episodes: the budget of the reinforcement-learning stages.
     """
 
     def __init__(self, episodes: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Train an agent: live table, held-out evaluation, and a run folder with everything."""
+"""Train an agent: live table, held-out evaluation, and a complete run folder."""
 
 from __future__ import annotations
 
@@ -46,31 +46,32 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
-_AGENT = f"One of {', '.join(agent_names())} (`textgym agents` says what each is), or my_file:MyAgent."
+_AGENT = f"One of {', '.join(agent_names())} (`textgym agents` describes them), or my_file:MyAgent."
 
 
 @dataclass(frozen=True)
 class TrainFlags:
-    """Train an agent on an environment; what the agent itself can be told follows below.
+    """Train an agent on an environment; the agent's own settings follow below.
 
-    --config FILE.toml gives any of the flags, and the table [env] options of the environment; flags beside it win.
+    --config FILE.toml sets any of the flags, and its table [env] the environment's options; flags on the command line
+    take precedence.
 
     Example: textgym train Copy-v0 --agent rloo --episodes 2048 --batch 64
     """
 
     id: EnvId
-    """The environment, as `textgym list` shows it."""
+    """Id of the environment, as in `textgym list`."""
     agent: Annotated[str, tyro.conf.arg(help=_AGENT)] = "lm-ppo"
     episodes: int = 10_000
-    """Episodes to learn from."""
+    """Number of training episodes."""
     out: Path | None = None
-    """The run's folder; by default the next free runs/NAME-N. What is there is never overwritten."""
+    """The run folder; by default the next free runs/NAME-N. Existing files are never overwritten."""
     resume: bool = False
-    """Go on with the interrupted run in --out, with the ID, agent and settings that it was started with."""
+    """Resume the interrupted run in --out, with the ID, agent and settings that it was started with."""
     dry_run: bool = False
-    """Learn nothing; say what the run will need in memory, of agents with a policy gradient on an LM."""
+    """Train nothing; estimate the memory of the run, for policy-gradient agents on an LM."""
     live: bool = False
-    """Show the run in a browser while it learns, as `textgym report RUN --live` does; ends with the training."""
+    """Show the run in a browser during training, like `textgym report RUN --live`; ends with the training."""
     env: EnvOptions = ()
     """Options of the environment, as in max_new_tokens=20; values are JSON or text."""
     measuring: MeasureSettings = field(default_factory=MeasureSettings)
@@ -78,7 +79,7 @@ class TrainFlags:
 
 @dataclass(frozen=True)
 class _ResumeFlags(TrainFlags):
-    """Go on with an interrupted training."""
+    """Resume an interrupted training."""
 
     id: EnvId = ""
     """The environment; by default that of the run in --out."""

@@ -37,12 +37,12 @@ class LoggedConfig(OfflineConfig):
     """Settings of agents that learn from a log with rewards. Raises: as `LMConfig` does."""
 
     data: str | None = None
-    """Log of completions with rewards, or folder of a Minari dataset; None: the reference's own completions."""
+    """Log of completions with rewards, or folder of a Minari dataset; None: completions of the reference."""
     logged: int | None = None
-    """How many completions of the reference are logged, rounded up to whole iterations; then come further passes over
-    them. None: new ones in every iteration. Only without data."""
+    """Number of completions of the reference to log, rounded up to whole iterations, with repeated passes over them;
+    None: new ones in every iteration. Only without data."""
     advantage_temperature: float | None = None
-    """T, reward units: the policy is the reference times exp((Q - V) / T). None: the task's beta, or that of `beta`."""
+    """T, reward units: the policy is the reference times exp((Q - V) / T). None: `beta`, or the task's beta."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,10 +61,10 @@ class ValueConfig(LoggedConfig):
     """Settings of agents that learn action values from a log. Raises: as `LMConfig` does."""
 
     cql_weight: float = 0.0
-    """Weight of the term that holds down the values of what was not logged, reward units: log sum exp Q - Q(a)."""
+    """Weight of the term log sum exp Q - Q(a), which keeps the values of unlogged tokens low, reward units."""
     value_coefficient: float = 0.1
-    """Weight of the losses of V(s) and b(s) against that of the logits. All reach the same trunk; where they are least
-    does not change."""
+    """Weight of the losses of V(s) and b(s) relative to that of the logits. All train the same trunk; the minimum does
+    not depend on it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -34,16 +34,15 @@ class OfflineConfig(LMConfig):
     """Settings of agents that learn from given texts. Raises: as `LMConfig` does."""
 
     data: str | None = None
-    """File of the texts to learn from, in any format of textgym.preferences, or log or Minari dataset of episodes."""
+    """Texts to learn from: a file in any format of textgym.preferences, or a log or Minari dataset of episodes."""
     on_broken: Literal["stop", "skip"] = "stop"
-    """What rows of the file that cannot be used lead to. stop: nothing is learned; skip: they are left out and named.
-    """
+    """What to do if the file has rows that cannot be used. stop: learn nothing; skip: leave them out and name them."""
     epochs: int = 1
-    """Passes over the texts of one iteration, before the next ones are taken."""
+    """Passes over the texts of an iteration before the next texts are taken."""
     minibatches: int = 4
     """Optimiser steps per pass."""
     kl: KL = "k1"
-    """k1, and no other: nothing is sampled from the policy."""
+    """Must be k1: nothing is sampled from the policy."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,8 +59,8 @@ class OfflineConfig(LMConfig):
 class OfflineAgent(LMAgent):
     """An LM policy that learns from given texts, `unit` of them together. Args: see `LMAgent`.
 
-    An iteration takes as many texts as the environment has sub-environments; each counts as an episode. Data are gone
-    through in shuffled passes, again and again until the budget is used up.
+    An iteration takes as many texts as there are sub-environments, and each counts as an episode. The data are read in
+    shuffled passes, repeated until the budget is used up.
     """
 
     config: OfflineConfig

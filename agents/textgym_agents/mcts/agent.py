@@ -26,21 +26,22 @@ _SEARCH_COUNTERS = ("searches", "scored")
 
 
 class MCTS(DrawingAgent):
-    """Monte-Carlo tree search with PUCT over the true model.
+    """Monte-Carlo tree search with PUCT, using the true model.
 
-    In a state that it has not been asked about it runs `simulations` simulations and keeps what they found, by tokens:
-    the tree below the token that is written serves the next one, and `learn` leaves a tree behind that later searches
-    start from. Asked again it gives the same answer, until it learns or the tree is emptied.
+    In a new state it runs `simulations` simulations and stores the results by the state's tokens: the tree below the
+    chosen token is reused for the next one, and `learn` builds a tree that later searches start from. Asked about the
+    same state again, it gives the same answer, until it learns or the tree is emptied.
 
-    With backup "soft" it plans for J = E[R] - beta KL: once all tokens below a state were tried, value and policy there
-    are the exact ones. With "mean" and "max" it plans for the expected return alone; its policy is that of the visit
-    counts, or takes what leads to the best that was found: the optimum, once all was tried and if rewards have no
-    noise. Tokens beyond the `candidates` likeliest ones of the prior are not searched; the soft policy leaves them the
-    prior's share, the others never write them. None writes a token of prior probability 0.
+    With backup "soft" it plans for J = E[R] - beta KL: once all tokens below a state have been tried, value and policy
+    there are exact. With "mean" and "max" it plans for the expected return only. The policy of "mean" follows the visit
+    counts; that of "max" takes the actions that lead to the best value found, the optimum once everything has been
+    tried, if rewards have no noise. Tokens other than the prior's `candidates` most likely ones are not searched; the
+    soft policy gives them the prior's share, the others never write them. No policy writes a token of prior probability
+    0.
 
     Args:
-        task: what `env.unwrapped.task` holds: supplies prompts, reference, reward and gamma.
-        guide: an agent, in place of the saved one of `config.guide`.
+        task: `env.unwrapped.task`; supplies prompts, reference, reward and gamma.
+        guide: an agent, instead of the saved one of `config.guide`.
     Raises: ValueError for soft backups at beta = 0, a guide that does not serve, or too little memory for one search.
     Source: Silver et al. (2017), arXiv:1712.01815; soft backups: Xiao et al. (2019), NeurIPS, "Maximum Entropy
         Monte-Carlo Planning", here relative to the reference.

@@ -116,34 +116,34 @@ class AlphaZeroConfig(LMConfig):
     batch: int = 64
     """Episodes per iteration (sub-environments)."""
     kl: KL = "k1"
-    """k1, and no other: outcomes are charged the log-ratios of their tokens."""
+    """Must be k1: outcomes are charged the log-ratios of their tokens."""
     simulations: int = 32
-    """Simulations before every token of an episode."""
+    """Simulations before each token of an episode."""
     backup: Literal["soft", "mean"] = "soft"
-    """soft: searches and learns for J. mean: for the return alone, by visit counts, as AlphaZero does in games."""
+    """soft: search and learn for J. mean: for the return only, by visit counts, as AlphaZero does in games."""
     leaf: Literal["values", "rollout"] = "values"
-    """The value of a new state: that of the value head, or the return of one completion."""
+    """Value of a new state: that of the value head, or the return of one completion."""
     candidates: int = 64
-    """Most tokens considered in a state: the likeliest ones of the policy."""
+    """Maximum number of tokens considered in a state: the most likely ones of the policy."""
     widening: float | None = None
-    """C of progressive widening: after N visits a state has its ceil(C N^widening_power) likeliest candidates open.
-    None opens all of them at once."""
+    """C of progressive widening: after N visits, the ceil(C N^widening_power) most likely candidates of a state are
+    open. None opens all of them at once."""
     widening_power: float = 0.5
-    """How fast more of them open, > 0 and at most 1."""
+    """Exponent of progressive widening, > 0 and at most 1."""
     visit_temperature: float = 1.0
-    """Of the policy by visit counts, with backup="mean"."""
+    """Temperature of the policy over visit counts, with backup="mean"."""
     c_init: float = 1.25
     """Exploration constant of PUCT."""
     root_noise: float = 0.25
-    """Share of random numbers in the prior of the state that is searched from."""
+    """Share of random noise in the prior of the root state."""
     memory: int = 1024
-    """Most memory for the tree of an iteration, MiB."""
+    """Maximum memory for the tree of an iteration, MiB."""
     epochs: int = 4
     """Passes over a batch."""
     minibatches: int = 4
     """Optimiser steps per pass."""
     value_coefficient: float = 0.1
-    """Weight of the value loss against the cross-entropy."""
+    """Weight of the value loss relative to the cross-entropy."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -179,10 +179,10 @@ def distillation_losses(
 
 
 class AlphaZero(LMAgent):
-    """An LM policy whose probabilities are a search's prior and whose value head scores its leaves.
+    """An LM policy trained by tree search: its probabilities are the prior, and its value head evaluates the leaves.
 
     It acts without searching. To search with what it has learned, make `mcts` with its folder as `guide`, with
-    `prior="guide"`, `leaf="values"` and the `backup` that it learned with.
+    `prior="guide"`, `leaf="values"` and the `backup` of the training.
     Args: see `LMAgent`.
     Raises: ValueError for soft backups at beta = 0.
     Source: Silver et al. (2017), arXiv:1712.01815.

@@ -1,4 +1,4 @@
-"""Tree search with PUCT from many roots at once: its settings, and the prior and value of new states."""
+"""Tree search with PUCT from many roots at once: settings, and the prior and value of new states."""
 
 from __future__ import annotations
 
@@ -34,43 +34,43 @@ class MCTSConfig:
     """
 
     batch: int = 16
-    """Episodes per iteration (sub-environments) while learning."""
+    """Episodes per iteration (sub-environments) during learning."""
     simulations: int = 100
-    """Simulations from every state before its token is chosen; what is in the tree already is kept."""
+    """Simulations from each state before its token is chosen; results already in the tree are kept."""
     backup: Backup = "soft"
-    """soft: values of J; the policy is the reference tilted by exp(Q / beta). mean: the mean of what simulations
-    returned; the policy is that of the visit counts. max: the greatest value found; the policy takes what leads
-    there."""
+    """soft: values of J; the policy is the reference times exp(Q / beta). mean: the mean of the simulations' returns;
+    the policy follows the visit counts. max: the highest value found; the policy takes the actions that lead to it."""
     prior: Prior = "reference"
-    """The probabilities that guide the search: the reference's, equal ones for all legal tokens, or the guide's."""
+    """Probabilities that guide the search: the reference's, equal ones for all legal tokens, or the guide's."""
     leaf: Leaf = "rollout"
-    """The value of a new state: the return of one completion (of the reference with soft backups, else of the prior),
-    the guide's value, or the exact one (of tasks that can be solved). The guide's value is V of J with soft backups;
-    with "mean" and "max" it is what the guide was taught, for most agents the return less beta KL to come."""
+    """Value of a new state: the return of one completion (of the reference with soft backups, else of the prior), the
+    guide's value, or the exact value (tasks that can be solved). The guide's value is V of J with soft backups; with
+    "mean" and "max" it is what the guide was trained on, for most agents the return minus beta times the KL to come."""
     guide: str | None = None
-    """Folder of a saved agent that supplies the prior, the values of leaves, or both: whichever `prior="guide"` and
-    `leaf="values"` ask for."""
+    """Folder of a saved agent that supplies the prior, with `prior="guide"`, and the values of leaves, with
+    `leaf="values"`."""
     candidates: int = 64
-    """Most tokens considered in a state: the likeliest ones of the prior."""
+    """Maximum number of tokens considered in a state: the most likely ones of the prior."""
     widening: float | None = None
-    """C of progressive widening: after N visits a state has its ceil(C N^widening_power) likeliest candidates open, and
-    one more where all of these are known to the end. None opens all of them at once."""
+    """C of progressive widening: after N visits, the ceil(C N^widening_power) most likely candidates of a state are
+    open, and one more if all of these are fully explored. None opens all of them at once."""
     widening_power: float = 0.5
-    """How fast more of them open, > 0 and at most 1."""
+    """Exponent of progressive widening, > 0 and at most 1."""
     temperature: float = 1.0
-    """Of the policy by visit counts, with backup="mean": N^(1 / temperature); 0 takes the most visited token."""
+    """Temperature of the policy N^(1 / temperature) over visit counts, with backup="mean"; 0: the most visited
+    token."""
     c_init: float = 1.25
     """Exploration constant of PUCT."""
     c_base: float = 19652.0
-    """Visits after which exploration grows, by PUCT's logarithm."""
+    """Number of visits after which exploration grows, by PUCT's logarithm."""
     root_noise: float = 0.0
-    """Share of random numbers in the prior of the state that is searched from: Dirichlet with 10 / A, A candidates."""
+    """Share of Dirichlet noise in the prior of the root state; the parameter is 10 / A for A candidates."""
     beta: float | None = None
-    """KL coefficient of soft backups, reward units per nat; None takes the task's."""
+    """KL coefficient of soft backups, reward units per nat; None: the task's beta."""
     memory: int = 1024
-    """Most memory for the tree, MiB; when it is full, it is emptied."""
+    """Maximum memory for the tree, MiB; a full tree is emptied."""
     seed: int = 0
-    """Seeds prompts, completions and sampling."""
+    """Seed of prompts, completions and sampling."""
 
     def __post_init__(self) -> None:
         at_least_one(self, "batch", "simulations", "candidates", "memory")

@@ -1,1 +1,1 @@
-"""Learning from human feedback: fine-tuning on demonstrations, reward models, and what they are measured by."""
+"""Learning from human feedback: fine-tuning on demonstrations, reward models, and their measures."""

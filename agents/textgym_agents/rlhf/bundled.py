@@ -1,4 +1,4 @@
-"""Build the reward model that the package ships: `python -m textgym_agents.rlhf.bundled`."""
+"""Build the reward model that is part of the package: `python -m textgym_agents.rlhf.bundled`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from textgym_agents.rlhf.runs import digest
 from textgym_agents.rlhf.settings import RewardModelSettings
 
 PREFERENCES_OF = "HHH"
-"""The task whose prompts are answered and whose gold reward ranks: it asks everything that the others ask."""
+"""Task that supplies the prompts and the gold reward for rankings; it asks everything that the others ask."""
 _DRAWN = 1.5  # prompts for each ranking wanted; some give none
 
 
@@ -38,20 +38,20 @@ class BundledConfig:
     out: Path = REWARD_MODEL_PATH
     """Folder to write to."""
     preferences: int = 4000
-    """Rankings of two answers that it learns from."""
+    """Number of rankings of two answers to train on."""
     noise: float = 0.1
     """Temperature of the Bradley-Terry annotator, reward units."""
     layers: int = 5
-    """Layers of the model: those of the base and new ones on top, which can compare what an answer says with what the
-    base expects there."""
+    """Number of layers: those of the base and new ones on top, which can compare an answer with what the base expects
+    there."""
     epochs: int = 3
     """Passes over the preferences."""
     learning_rate: float = 1e-3
-    """Its peak."""
+    """Peak learning rate."""
     held_out: int = 2000
-    """Held-out prompts of every task that the card is measured on, without noise."""
+    """Number of held-out prompts of every task for the measures on the card, without noise."""
     seed: int = 0
-    """Of everything drawn."""
+    """Seed of all random draws."""
 
 
 def build(config: BundledConfig) -> JsonObject:

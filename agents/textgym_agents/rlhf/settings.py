@@ -1,4 +1,4 @@
-"""The settings of the trainings and pipelines of RLHF. Imports no torch."""
+"""Settings of the RLHF trainings and pipelines. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ RankingLoss = Literal["pairwise", "plackett_luce"]
 
 @dataclass(frozen=True)
 class FitSettings(FitConfig, LoRASettings):
-    """The part that every supervised training has.
+    """Settings shared by all supervised trainings.
 
     Raises: ValueError for a setting out of range.
     """
 
     data: str
-    """Rows: a .jsonl, .csv or .parquet file or a data set, see docs/own_task.md."""
+    """Rows to train on: a .jsonl, .csv or .parquet file or a data set, see docs/own_task.md."""
     base: str = "builtin"
-    """The model to start from: a folder in Hugging Face layout, a hub id, or "builtin"."""
+    """Model to start from: a folder in Hugging Face layout, a hub id, or "builtin"."""
     max_length: int | None = None
-    """Tokens of a prompt with its answer; None: the model's limit, and at most 1024."""
+    """Maximum length of a prompt with its answer, tokens; None: the model's limit, at most 1024."""
     held_out: float = 0.1
-    """Share of the prompts that is never trained on and measured before and after."""
+    """Share of the prompts that are held out from training and evaluated before and after it."""
     eval_every: int = 0
-    """Steps between measurements on the held-out prompts; 0: before and after only."""
+    """Steps between evaluations on the held-out prompts; 0: before and after training only."""
     on_broken: Literal["stop", "skip"] = "skip"
-    """skip: leave out a row that cannot be used, and name it; stop: do nothing."""
+    """What to do with rows that cannot be used. skip: leave them out and name them; stop: train nothing."""
     gradient_checkpointing: bool = False
-    """Keep only the input of every layer and run the layers again for the gradient: less memory, a third more time."""
+    """Store only the input of every layer and recompute the rest for the gradient: less memory, a third more time."""
     device: str = "auto"
-    """Where to compute: auto, cpu, cuda, mps, or another device of torch, such as cuda:1."""
+    """Device to compute on: auto, cpu, cuda, mps, or another torch device, such as cuda:1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,15 +50,15 @@ class FitSettings(FitConfig, LoRASettings):
 
 @dataclass(frozen=True)
 class SFTSettings(FitSettings):
-    """Supervised fine-tuning on demonstrations: of prompts and completions, or the best answers of preferences.
+    """Supervised fine-tuning on demonstrations: prompts and completions, or the best answers of preferences.
 
     `data` may be "world:" and the name of one of the built-in world's tasks.
     """
 
     demonstrations: int = 2000
-    """How many to draw, where `data` is "world:..."."""
+    """Number of demonstrations to draw, if `data` is "world:..."."""
     chat: bool | str | None = None
-    """How prompts are shown, as the option `chat` of Text: None: by the tokenizer's template, where it has one."""
+    """Format of prompts, like the option `chat` of Text. None: the tokenizer's chat template, if it has one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,22 +68,22 @@ class SFTSettings(FitSettings):
 
 @dataclass(frozen=True)
 class RewardModelSettings(FitSettings):
-    """A reward model from rankings."""
+    """Settings of a reward model trained on rankings."""
 
     epochs: int = field(default=1, kw_only=True)
-    """Passes over the data; a second one mostly learns pairs by heart."""
+    """Passes over the data; a second pass mostly memorises pairs."""
     loss: RankingLoss = "pairwise"
-    """Of a ranking of K answers: the mean over its pairs, or Plackett-Luce's; for pairs they are the same."""
+    """Loss of a ranking of K answers: the mean over its pairs, or Plackett-Luce; the same for pairs."""
     margin: float | None = None
-    """Reward units that the better answer is to lie above the worse one; None: the rows' own, or none."""
+    """Reward units by which the better answer should score higher; None: the margins of the rows, if any."""
     centering: float = 0.0
-    """Weight of a pull of the scores towards 0."""
+    """Weight of the term that pulls the scores towards 0."""
     reference_samples: str | None = None
-    """A file of prompts and completions whose mean score becomes 0; None: the answers trained on."""
+    """File of prompts and completions whose mean score is set to 0; None: the training answers."""
     members: int = 1
-    """Models of an ensemble, each with its own order of the rows and its own start of the head."""
+    """Number of models in an ensemble, each with its own row order and initial head."""
     freeze: int = 0
-    """First layers that keep the base's weights, and with them the embeddings; 0 trains everything."""
+    """Number of first layers that keep the base's weights, along with the embeddings; 0: train everything."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,37 +110,37 @@ def peak_learning_rate(settings: FitSettings, parameters: int) -> float:
 
 @dataclass(frozen=True)
 class RLHFSettings:
-    """The whole pipeline. Its seed is that of `ppo`.
+    """Settings of the whole RLHF pipeline. Its seed is that of `ppo`.
 
     Raises: ValueError for a number out of range.
     """
 
     demonstrations: str | None = None
-    """A file of prompts and completions to fine-tune on; None: those of the built-in world."""
+    """File of prompts and completions for fine-tuning; None: demonstrations of the built-in world."""
     demonstration_count: int = 500
-    """Number of demonstrations taken from the built-in world."""
+    """Number of demonstrations drawn from the built-in world."""
     sft_epochs: int = 3
     """Passes over the demonstrations."""
     preferences: int = 4000
-    """Prompts for which candidates are ranked."""
+    """Number of prompts whose candidates are ranked."""
     candidates: int = 2
-    """Completions that are ranked for each prompt."""
+    """Number of completions to rank for each prompt."""
     noise: float = 0.1
-    """Temperature of the Bradley-Terry annotator, gold reward units; 0 makes no mistakes."""
+    """Temperature of the Bradley-Terry annotator, gold reward units; 0: no mistakes."""
     reward_model_epochs: int = 3
     """Passes over the preferences."""
     members: int = 1
-    """Reward models of the ensemble, whose scores are averaged."""
+    """Number of reward models in the ensemble, whose scores are averaged."""
     episodes: int = 20_480
-    """Episodes of PPO."""
+    """Training episodes of PPO."""
     ppo: LMPPOConfig = field(default_factory=LMPPOConfig)
-    """The settings of PPO."""
+    """Settings of PPO."""
     best_of: int = 16
-    """Samples that best-of-n chooses from."""
+    """Number of samples for best-of-n."""
     per_prompt: int = 16
     """Completions per held-out prompt in the comparison."""
     optimum_per_prompt: int = 128
-    """Completions per held-out prompt that the optimum is estimated from."""
+    """Completions per held-out prompt for the estimate of the optimum."""
 
     def __post_init__(self) -> None:
         for name in ("demonstration_count", "sft_epochs", "preferences", "reward_model_epochs", "members"):
@@ -157,31 +157,31 @@ class RLHFSettings:
 
 @dataclass(frozen=True)
 class OveroptimiseSettings:
-    """Reward models of several strengths, each optimised by best-of-n and by PPO with a falling KL penalty.
+    """Settings of reward models of several strengths, each optimised by best-of-n and by PPO with a falling KL penalty.
 
     Raises: ValueError for a number out of range.
     """
 
     pairs: tuple[int, ...] = (100, 1000, 10_000)
-    """Preferences that reward models are trained on; the smaller sets are parts of the larger ones."""
+    """Numbers of preferences to train reward models on; smaller sets are subsets of larger ones."""
     reward_model_epochs: tuple[int, ...] = (10, 4, 1)
-    """Passes over the preferences, one number for each of `pairs`: many passes over much data learn it by heart."""
+    """Passes over the preferences, one number for each of `pairs`; many passes over much data memorise it."""
     layers: tuple[int, ...] = (1, 3)
-    """Layers of the base model that reward models keep: their sizes."""
+    """Sizes of the reward models: numbers of layers of the base model that they keep."""
     noise: float = 0.1
     """Temperature of the Bradley-Terry annotator, gold reward units."""
     betas: tuple[float, ...] = (0.4, 0.2, 0.1, 0.05, 0.02, 0.01, 0.0)
-    """KL penalties of PPO one after the other, gold reward units per nat."""
+    """KL penalties of PPO, applied one after the other, gold reward units per nat."""
     episodes: int = 3072
-    """Episodes of PPO with each penalty."""
+    """Training episodes of PPO with each penalty."""
     samples: int = 256
-    """Answers of the reference to each prompt, for best-of-n up to a quarter of this n."""
+    """Answers of the reference to each prompt, for best-of-n with n up to a quarter of this number."""
     prompts: int = 120
-    """Held-out prompts that best-of-n is measured on; all of them where there are fewer."""
+    """Number of held-out prompts for best-of-n; all of them if there are fewer."""
     per_prompt: int = 4
-    """Answers to each held-out prompt where PPO is measured."""
+    """Answers to each held-out prompt in the evaluation of PPO."""
     ppo: LMPPOConfig = field(default_factory=lambda: LMPPOConfig(schedule="constant"))
-    """The settings of PPO; beta is set by `betas`."""
+    """Settings of PPO; beta is set by `betas`."""
 
     def __post_init__(self) -> None:
         for name in ("pairs", "layers", "reward_model_epochs"):

@@ -1,4 +1,4 @@
-"""The settings of Stable-Baselines3's agents: validated, saved as JSON, shown as flags. Imports no torch."""
+"""Settings of the Stable-Baselines3 agents: validated, saved as JSON, shown as flags. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ Kind = Literal["mean", "last", "gru", "transformer"]
 
 @dataclass(frozen=True)
 class SB3Config:
-    """Settings that all of Stable-Baselines3's agents have.
+    """Settings shared by all Stable-Baselines3 agents.
 
     Raises: ValueError that names the setting, its value and what is allowed.
     """
 
     batch: int = 64
-    """Sub-environments."""
+    """Number of sub-environments."""
     learning_rate: float = 1e-3
-    """Step size of the optimiser, constant."""
+    """Constant learning rate."""
     features: Kind = "gru"
     """How a token sequence becomes a vector: pooled embeddings, last token, GRU, transformer; not with lm_features."""
     width: int = 64
-    """Of embeddings and features; not with lm_features."""
+    """Width of embeddings and features; not with lm_features."""
     top_k: int | None = None
-    """Actions are ranks among the reference's k likeliest legal tokens; None: all allowed tokens."""
+    """Number actions by rank among the reference's k most likely legal tokens; None: all allowed tokens."""
     lm_features: bool = False
-    """Observe the reference LM's last hidden state in place of the tokens."""
+    """Observe the reference LM's last hidden state instead of the tokens."""
     reference_reward: bool = True
-    """Learn from gamma^t r + beta log pi_ref(a | s), J without its entropy term, and discount nothing else. False: from
-    the reward alone, discounted by the task's gamma."""
+    """Learn from gamma^t r + beta log pi_ref(a | s), which is J without its entropy term, without any other discount.
+    False: learn from the reward alone, discounted by the task's gamma."""
     beta: float | None = None
-    """KL coefficient of reference_reward, reward units per nat; None takes the task's."""
+    """KL coefficient of reference_reward, reward units per nat; None: the task's beta."""
     device: str = "cpu"
-    """auto, cpu, cuda, mps."""
+    """Device to compute on: auto, cpu, cuda or mps."""
     seed: int = 0
-    """Seeds prompts, networks, sampling and mini-batches."""
+    """Seed of prompts, networks, sampling and mini-batches."""
 
     def __post_init__(self) -> None:
         at_least_one(self, "batch", "width", "top_k")
@@ -56,15 +56,15 @@ class SB3Config:
 
 @dataclass(frozen=True)
 class SB3OnPolicyConfig(SB3Config):
-    """Settings of agents that learn from their latest rollout alone. Raises: as `SB3Config` does."""
+    """Settings of agents that learn from their latest rollout only. Raises: as `SB3Config` does."""
 
     n_steps: int | None = None
-    """Steps per rollout and sub-environment; None and the least: the task's max_new_tokens."""
+    """Steps per rollout and sub-environment; at least the task's max_new_tokens, which is the default (None)."""
     gae_lambda: float = 0.95
     """Lambda of GAE."""
     rank_prior: bool = True
-    """With top_k, start from the mean probabilities that the reference gives to the ranks; False, which needs top_k,
-    starts from equal ones."""
+    """With top_k: start from the reference's mean probabilities of the ranks. False, which needs top_k: start from
+    equal ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,13 +79,14 @@ class SB3ActorCriticConfig(SB3OnPolicyConfig):
     """Settings of actor-critics with an entropy bonus. Raises: as `SB3Config` does."""
 
     entropy: float | None = None
-    """Entropy coefficient; None takes beta with reference_reward, so that a single step optimises J, else 0."""
+    """Entropy coefficient; None: beta with reference_reward, so that a single step optimises J, else 0."""
     value_coefficient: float = 0.5
     """Weight of the value loss."""
     max_grad_norm: float = 0.5
-    """Gradients are scaled down to this global norm."""
+    """Clip gradients to this global norm."""
     normalize_advantage: bool | None = None
-    """None: without reference_reward only, whose entropy coefficient is in units of the reward."""
+    """Normalise advantages; None: only without reference_reward, whose entropy coefficient is in units of the
+    reward."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,9 +101,9 @@ class SB3PPOConfig(SB3ActorCriticConfig):
     epochs: int = 2
     """Passes over a rollout."""
     minibatches: int = 4
-    """Parts of a rollout, one optimiser step each."""
+    """Mini-batches per pass, with one optimiser step each."""
     clip_range: float = 0.2
-    """PPO's epsilon."""
+    """Clip range of PPO (epsilon)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,7 +116,7 @@ class SB3RecurrentPPOConfig(SB3PPOConfig):
     """Settings of RecurrentPPO. Raises: as `SB3Config` does."""
 
     lstm_width: int = 64
-    """Of the LSTM's state."""
+    """Width of the LSTM's state."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,7 +128,7 @@ class SB3A2CConfig(SB3ActorCriticConfig):
     """Settings of A2C. Raises: as `SB3Config` does."""
 
     learning_rate: float = 3e-3
-    """Step size of RMSprop, constant."""
+    """Constant learning rate of RMSprop."""
     gae_lambda: float = 1.0
     """Lambda of GAE."""
 
@@ -137,7 +138,7 @@ class SB3TRPOConfig(SB3OnPolicyConfig):
     """Settings of TRPO, which has no entropy bonus. Raises: as `SB3Config` does."""
 
     target_kl: float = 0.01
-    """Nats per token that an update may move the policy by."""
+    """Maximum KL of an update, nats per token."""
     critic_updates: int = 10
     """Passes of the value function over a rollout."""
 
@@ -152,9 +153,9 @@ class SB3OffPolicyConfig(SB3Config):
     """Settings of agents that learn from a replay buffer. Raises: as `SB3Config` does."""
 
     replay: int | None = None
-    """Transitions that are kept; None chooses from vocabulary and horizon."""
+    """Capacity of the replay buffer, transitions; None: chosen from vocabulary and horizon."""
     learning_starts: int = 256
-    """Steps, of all sub-environments together, before the first update."""
+    """Steps before the first update, summed over the sub-environments."""
     minibatch: int = 128
     """Transitions per optimiser step."""
     gradient_steps: int = 8
@@ -173,13 +174,13 @@ class SB3DQNConfig(SB3OffPolicyConfig):
     """Settings of DQN. Raises: as `SB3Config` does."""
 
     target_update: int = 512
-    """Steps, of all sub-environments together, between copies of the network to the target."""
+    """Steps between updates of the target network, summed over the sub-environments."""
     exploration_share: float = 0.5
-    """Share of the budget over which epsilon falls from 1."""
+    """Share of the budget during which epsilon falls from 1."""
     exploration_final: float = 0.05
-    """Epsilon after that."""
+    """Final value of epsilon."""
     max_grad_norm: float = 10.0
-    """Gradients are scaled down to this global norm."""
+    """Clip gradients to this global norm."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -193,7 +194,7 @@ class SB3QRDQNConfig(SB3DQNConfig):
     """Settings of QRDQN. Raises: as `SB3Config` does."""
 
     quantiles: int = 25
-    """Quantiles of the return that each action has."""
+    """Number of quantiles of the return per action."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -202,15 +203,15 @@ class SB3QRDQNConfig(SB3DQNConfig):
 
 @dataclass(frozen=True)
 class SB3ContinuousConfig(SB3OffPolicyConfig):
-    """Settings of agents whose action is a point, mapped to the nearest legal token (no re-ranking).
+    """Settings of agents whose action is a point that is mapped to the nearest legal token (no re-ranking).
 
     Raises: as `SB3Config` does.
     """
 
     dimensions: int = 8
-    """Of the space of points."""
+    """Dimensions of the action space."""
     tau: float = 0.01
-    """Share of the network that goes into the target at each optimiser step."""
+    """Soft-update rate of the target network at each optimiser step."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -220,7 +221,7 @@ class SB3ContinuousConfig(SB3OffPolicyConfig):
 
 @dataclass(frozen=True)
 class SB3NoisyConfig(SB3ContinuousConfig):
-    """Settings of DDPG and TD3, which explore by noise; SAC explores by itself. Raises: as `SB3Config` does."""
+    """Settings of DDPG and TD3, which explore by action noise. Raises: as `SB3Config` does."""
 
     noise: float = 0.3
     """Standard deviation of the exploration noise."""

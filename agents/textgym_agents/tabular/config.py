@@ -13,46 +13,48 @@ StepSize = Literal["constant", "harmonic"]
 
 @dataclass(frozen=True)
 class TabularConfig:
-    """Settings that every tabular agent has.
+    """Settings shared by all tabular agents.
 
     Raises: ValueError that names the setting, its value and what is allowed.
     """
 
     batch: int = 64
-    """Episodes per iteration (sub-environments); the policy is fixed while they are played."""
+    """Episodes per iteration (sub-environments); the policy is fixed during an iteration."""
     backup: Literal["soft", "hard"] = "soft"
-    """soft: values of J, the policy is the reference tilted by exp(Q / beta). hard: values of the return alone, the
-    policy is greedy."""
+    """soft: values of J; the policy is the reference times exp(Q / beta). hard: values of the return only; the policy
+    is greedy."""
     exploration: Literal["boltzmann", "epsilon-greedy"] = "boltzmann"
-    """boltzmann: acts by the reference tilted by exp(Q / temperature). epsilon-greedy: acts by its policy, and with
-    probability epsilon by a token drawn uniformly."""
+    """Behaviour policy. boltzmann: the reference times exp(Q / temperature). epsilon-greedy: the agent's policy, but
+    with probability epsilon a uniformly drawn token."""
     temperature: float | None = None
-    """Of Boltzmann exploration at the start, reward units; None takes beta: there, soft agents act by their policy."""
+    """Initial temperature of Boltzmann exploration, reward units; None: beta, with which soft agents act by their
+    policy."""
     temperature_end: float | None = None
-    """Temperature at the end of the schedule; None keeps the one of the start."""
+    """Temperature at the end of the schedule; None: the initial one."""
     epsilon: float = 0.1
-    """Of epsilon-greedy exploration at the start."""
+    """Initial epsilon of epsilon-greedy exploration."""
     epsilon_end: float | None = None
-    """Epsilon at the end of the schedule; None keeps the one of the start."""
+    """Epsilon at the end of the schedule; None: the initial one."""
     schedule: Schedule = "linear"
-    """Course of epsilon or the temperature from start to end."""
+    """Schedule of epsilon or the temperature."""
     schedule_share: float = 1.0
-    """Share of the budget after which the end is reached."""
+    """Share of the budget after which the schedule ends."""
     step_size: StepSize = "constant"
-    """constant: the learning rate. harmonic: one over the number of times that this action was updated."""
+    """constant: the learning rate. harmonic: one over the number of updates of the action."""
     learning_rate: float = 0.5
-    """Step size where it is constant; with 1, values are exact after one visit where rewards have no noise."""
+    """Constant step size; with 1, values are exact after one visit if rewards have no noise."""
     initial: float | None = None
-    """Value of actions that were never tried, reward units; optimistic ones are tried before long. None: as good as
-    those that were tried in the same state, and left to exploration by a greedy policy (backup=hard)."""
+    """Initial value of untried actions, reward units; high values make the agent try them soon. None: as good as the
+    tried actions of the same state; a greedy policy (backup=hard) takes them only by exploration."""
     beta: float | None = None
-    """KL coefficient, reward units per nat; None takes the task's."""
+    """KL coefficient, reward units per nat; None: the task's beta."""
     max_states: int | None = None
-    """Most states to remember; None: as many as fit into the memory. Later ones are played by the reference."""
+    """Maximum number of states to store; None: as many as fit into the memory. The reference acts in all further
+    states."""
     memory: int = 1024
-    """Most memory for values and counts, MiB."""
+    """Maximum memory for values and counts, MiB."""
     seed: int = 0
-    """Seeds prompts and sampling."""
+    """Seed of prompts and sampling."""
 
     def __post_init__(self) -> None:
         at_least_one(self, "batch", "memory")

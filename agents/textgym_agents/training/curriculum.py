@@ -1,4 +1,4 @@
-"""Which prompts a training draws: those of middling difficulty, or those whose returns change. Imports no torch."""
+"""Curricula: draw prompts of medium difficulty, or prompts whose returns change. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ Draws = Literal["uniform", "difficulty", "progress"]
 
 @dataclass(frozen=True, kw_only=True)
 class CurriculumSettings:
-    """How a training draws its prompts; evaluations draw theirs as ever."""
+    """How training prompts are drawn; evaluations are not affected."""
 
     curriculum: Draws = "uniform"
-    """Prompts are drawn uniform: as the split's weights say. difficulty: the more often, the nearer their mean return
-    is to curriculum_target. progress: the more often, the faster their mean return changes."""
+    """Distribution of training prompts. uniform: the split's weights. difficulty: prefer prompts whose mean return is
+    near curriculum_target. progress: prefer prompts whose mean return changes fast."""
     curriculum_target: float = 0.5
-    """With curriculum=difficulty: mean return of the prompts that are drawn most, reward units."""
+    """Mean return of the prompts to draw most often, reward units, with curriculum=difficulty."""
     curriculum_width: float = 0.25
-    """With curriculum=difficulty: reward units away from the target at which a prompt is drawn 1/e times as often."""
+    """Distance from the target at which a prompt is drawn 1/e times as often, reward units, with
+    curriculum=difficulty."""
     curriculum_share: float = 0.25
-    """With a curriculum: the share of draws that stay as the split's weights say."""
+    """Share of draws that still follow the split's weights, with a curriculum."""
     curriculum_rate: float = 0.3
-    """With a curriculum: how far a batch moves a prompt's running mean towards the batch's, in (0, 1]."""
+    """Step size in (0, 1] of a prompt's running mean towards the mean of a batch, with a curriculum."""
 
     def check_curriculum(self) -> None:
         """Raise ValueError for a setting out of range, or without use."""
@@ -53,19 +54,21 @@ class CurriculumSettings:
 
 
 class Curriculum:
-    """The distribution that an environment draws its prompts from, by what they have earned so far.
+    """The distribution from which an environment draws its prompts, based on their returns so far.
 
-    The return of an episode is the sum of its rewards, undiscounted and without the KL; one that an outer limit stops
-    tells nothing. What is learned changes, and what is measured does not: J is the mean over the split's prompts.
+    The return of an episode is the sum of its rewards, undiscounted and without the KL; an episode stopped by an outer
+    limit is ignored. A curriculum changes what is learned, not what is measured: J is the mean over the split's
+    prompts.
 
     Args:
-        settings: of the run. weights: (n,), summing to 1: the split's distribution rho.
+        settings: the settings of the run. weights: (n,), summing to 1: the split's distribution rho.
 
     Attributes:
         cumulative: the distribution function of the draws, for `Episodes.draw`.
         weights: (n,) float64, the distribution itself.
-        means: (n,) float64, running mean of the returns, reward units; NaN of prompts that have not been answered.
-        progress: (n,) float64, running mean of its changes; NaN of prompts that were answered in less than two batches.
+        means: (n,) float64, running mean of the returns, reward units; NaN for prompts that have not been answered.
+        progress: (n,) float64, running mean of its changes; NaN for prompts that were answered in less than two
+            batches.
     Source: progress: Matiisen et al. (2017), arXiv:1707.00183, algorithm 2, with draws in proportion to |progress|;
         difficulty: Shi et al. (2025), arXiv:2504.05520, section 3, whose target is a mean return too.
     """
