@@ -1,4 +1,4 @@
-"""Run a suite of cells (task, reward, agent, budget, seed) on all cores or a cluster; resume where it stopped."""
+"""Run a suite of cells (task, reward, agent, budget, seed) on all cores or a cluster; resume after an interruption."""
 
 from __future__ import annotations
 
@@ -45,48 +45,49 @@ _SYMBOLS = {
 
 @dataclass(frozen=True)
 class BenchFlags:
-    """Run the cells of a suite that have no result yet. The same command continues with the cells that are left, and
-    one with more agents, rewards, tasks or seeds adds theirs.
+    """Run the cells of a suite that have no result yet. The same command resumes an interrupted run; with more agents,
+    rewards, tasks or seeds it adds their cells.
 
     Example: textgym bench --suite quick --agents rloo my_module:MyAgent
     """
 
     suite: str | None = None
-    """Name of the suite, by default quick, --list shows all; a file of your own, *.toml (docs/suites.md); or
-    module:function, which returns one."""
+    """Suite to run, by default quick: a name (--list shows all), a file of your own, *.toml (docs/suites.md), or
+    module:function, which returns a suite."""
     tasks: tuple[str, ...] | None = None
-    """In place of a suite: these tasks under all --rewards with all --agents. A name, an ID, or module:ID."""
+    """Instead of a suite, run these tasks with all --rewards and all --agents: names, IDs, or module:ID."""
     rewards: tuple[str, ...] | None = None
-    """With --tasks: "default" is each task's own; else registered names, module:function, or JSON as in
-    '{"name": "length", ...}'. NAME=REWARD gives a name for tables."""
+    """With --tasks: "default" is each task's own reward; otherwise a registered name, module:function, or JSON as in
+    '{"name": "length", ...}'. NAME=REWARD sets the name in tables."""
     agents: tuple[str, ...] | None = None
-    """With --tasks: all agents. Else only these of the suite, by default all; module:Class adds your own, with the
-    suite's tasks and budgets."""
+    """With --tasks: all agents to run. Otherwise the agents of the suite to run, by default all; module:Class adds your
+    own, with the suite's tasks and budgets."""
     episodes: int | None = None
-    """Budget of each cell; by default the suite's, of --tasks 4,096."""
+    """Training episodes of each cell; by default the suite's, with --tasks 4,096."""
     seeds: int | None = None
-    """Runs of each row, seeds from 0; by default the suite's, of --tasks 3."""
+    """Number of runs per row, with seeds from 0; by default the suite's, with --tasks 3."""
     set: tuple[str, ...] = ()
     """Settings of agents, as in rloo.learning_rate=1e-3."""
     engine: Literal["serial", "pool", "ray"] = "pool"
-    """Where cells run: in this process, in processes of this machine, or on Ray."""
+    """Where to run cells: serial (this process), pool (processes of this machine), or ray."""
     workers: int | None = None
-    """Processes; by default one for each core."""
+    """Number of processes; by default one per core."""
     address: str | None = None
-    """Of a Ray cluster, as in ray://host:10001; by default Ray is started on this machine."""
+    """Address of a Ray cluster, as in ray://host:10001; by default Ray is started on this machine."""
     split: HeldOut | None = None
-    """Which held-out prompts: those to report (eval), or those to choose settings on (tune), with other seeds; by
-    default the suite's, eval where it does not say."""
+    """Held-out prompts to evaluate on: eval (to report) or tune (to choose settings, with other seeds); by default the
+    suite's, else eval."""
     out: Path | None = None
-    """Folder of the results, by default runs/bench-SUITE (-tune for that split). Nothing there is ever overwritten."""
+    """Folder of the results, by default runs/bench-SUITE (with -tune for that split). Existing results are never
+    overwritten."""
     retry_failed: bool = False
-    """Also run cells again that failed."""
+    """Also rerun cells that failed."""
     keep_checkpoints: bool = False
-    """Keep the last checkpoint of the cells that run now, for eval and inspect."""
+    """Keep the last checkpoint of each cell that this command runs, for eval and inspect."""
     dry_run: bool = False
-    """Run nothing; measure a short piece of every kind of cell, and say what all will take in time and memory."""
+    """Run nothing; time a short piece of every kind of cell and estimate the total time and memory."""
     list: bool = False
-    """Show the suites, and run nothing."""
+    """List the suites and run nothing."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -288,7 +289,7 @@ def _report_trouble(results: Sequence[Result]) -> None:
 
 
 class LiveTable(BenchWatcher):
-    """Shows the run to people: a table that is kept up to date, or plain lines where there is no terminal."""
+    """Shows the progress of a run: a live table, or plain lines without a terminal."""
 
     def __init__(self) -> None:
         self._console = output()

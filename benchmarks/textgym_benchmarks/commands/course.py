@@ -1,4 +1,4 @@
-"""The course: list its chapters, copy one as a notebook, grade what students wrote."""
+"""The course: list its chapters, copy one as a notebook, grade solutions."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from textgym_benchmarks.course.exercises import numbers
 from textgym_benchmarks.course.grading import DEADLINE, Grade, grade_file, sentence
 
 PROGRESS: Final = "textgym-course.json"
-"""Beside a graded file: the exercises that were right so far."""
+"""File beside a graded file that stores the exercises solved so far."""
 EXIT_WRONG = 1
 
 
 @dataclass(frozen=True)
 class CourseFlags:
-    """A course on the theory of RL for language models: twelve notebooks, with exercises that grade themselves.
+    """A course on the theory of RL for language models: twelve notebooks with automatically graded exercises.
 
-    `textgym course` lists the chapters, `textgym course get 3` copies one into the folder --out, `textgym course grade
-    FILE...` grades the exercises in notebooks.
+    `textgym course` lists the chapters, `textgym course get 3` copies chapter 3 into the folder --out, and `textgym
+    course grade FILE...` grades the exercises in notebooks.
 
     Example: textgym course get 3
     """
@@ -39,11 +39,11 @@ class CourseFlags:
     what: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CHAPTER|FILE")] = ()
     """get: numbers of chapters; grade: notebooks (.ipynb, .md, .py)."""
     out: Path = Path()
-    """Folder that chapters are copied into, and whose progress is listed; by default the current one."""
+    """Folder to copy chapters into, and whose progress is listed; by default the current one."""
     solutions: bool = False
-    """With get: with a right solution in the place of each exercise, for teachers."""
+    """With get: include a solution of each exercise, for teachers."""
     deadline: float = DEADLINE
-    """Seconds in which the exercises of a file must return; after one that does not, the others begin anew."""
+    """Time limit for the exercises of a file, seconds; if one exceeds it, the others start anew."""
     json: bool = False
     """Print JSON."""
 

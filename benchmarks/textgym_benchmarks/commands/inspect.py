@@ -1,4 +1,4 @@
-"""Puts one episode under the microscope: every token with policy, reference, KL, V, advantage and regret.
+"""Inspects one episode: every token with policy, reference, KL, V, advantage and regret.
 
 In the terminal, the episode is a table of tokens, and every state a table with bars.
 """
@@ -50,49 +50,48 @@ _EXACT = {
 
 @dataclass(frozen=True)
 class InspectFlags:
-    """Look at one episode as the MDP sees it, token by token: as a page, in the terminal, or as JSON.
+    """Inspect one episode of the MDP, token by token: as a page, in the terminal, or as JSON.
 
     Example: textgym inspect Copy-v0 --agent reference --terminal
     """
 
     id: EnvId
-    """The environment, as `textgym list` shows it."""
+    """Id of the environment, as in `textgym list`."""
     agent: AgentNames = ()
     """A checkpoint or run folder, a Stable-Baselines3 .zip, reference, random, hf:MODEL, or module:Class; by default
-    reference.
-    Given twice, two agents are shown side by side: same prompt, same random numbers."""
+    reference. If given twice, the two agents are shown side by side, with the same prompt and random numbers."""
     agent_class: str | None = None
-    """module:Class of the agent in a folder, where it is no registered one; the agent of a .zip, as sb3-ppo."""
+    """module:Class of the agent in a folder, if it is not registered; for a .zip the agent's name, as in sb3-ppo."""
     trust_pickle: bool = False
-    """Read a .zip of Stable-Baselines3, which runs whatever code is in the file."""
+    """Load a Stable-Baselines3 .zip, which runs any code in the file."""
     env: EnvOptions = ()
-    """Options of the environment, as in max_new_tokens=20; by default those of --agent, where it is a run."""
+    """Options of the environment, as in max_new_tokens=20; by default those of the run, if --agent is one."""
     split: Split = "eval"
-    """Where the prompt is from: held-out ones, those of training, or those to choose settings on."""
+    """Split of the prompt: eval (held-out), train, or tune (for choosing settings)."""
     prompt: str | None = None
-    """Start from this text instead of a prompt that is drawn."""
+    """Start from this text instead of a drawn prompt."""
     prompt_index: int | None = None
-    """Start from this prompt of the split."""
+    """Start from the prompt with this index in the split."""
     completion: str | None = None
-    """Look at this text instead of one that the agent writes. The stop token follows where there is room."""
+    """Inspect this text instead of one written by the agent. The stop token is appended if there is room."""
     seed: int = 0
-    """Seeds the draw of the prompt and of the tokens."""
+    """Seed of the prompt and the tokens."""
     deterministic: bool = False
-    """Take the likeliest token instead of drawing."""
+    """Take the most likely token instead of sampling."""
     beta: float | None = None
     """Reward units per nat of KL; by default the task's."""
     top: int = 8
-    """How many of the likeliest tokens of policy and reference are shown in every state."""
+    """Number of the most likely tokens of policy and reference to show in every state."""
     max_states: int = 10_000
-    """Solve the prompt exactly where its tree has at most so many states; 0: do not."""
+    """Solve the prompt exactly if its tree has at most this many states; 0: never."""
     terminal: bool = False
-    """Show it here instead of writing a page."""
+    """Show the episode in the terminal instead of writing a page."""
     step: tuple[int, ...] = ()
-    """With --terminal: the states to show, by number; by default all of them."""
+    """With --terminal: numbers of the states to show; by default all."""
     json: bool = False
     """Print the trace as JSON instead of writing a page."""
     out: Path | None = None
-    """The page; by default inspect-NAME.html. A page of the microscope is replaced, no other file is."""
+    """The page; by default inspect-NAME.html. Existing files are not replaced, except pages of this command."""
 
     def __post_init__(self) -> None:
         if len(self.agent) > 2:

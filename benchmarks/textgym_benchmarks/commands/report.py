@@ -1,4 +1,4 @@
-"""Makes the report of a benchmark: leaderboard, curves, charts, samples; as pages that open offline, or served live."""
+"""Makes the report of a benchmark: leaderboard, curves, charts, samples; as offline pages, or served live."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ STATES: Final = ("done", "failed", "running", "interrupted", "missing")
 NAMES: Final = ("127.0.0.1", "localhost")
 """Of this machine, in a request. A page of another site whose name leads to this machine sends its own."""
 PORTS: Final = 100
-"""Tried, from the one that was asked for."""
+"""Number of ports to try, starting with the requested one."""
 SHARE: Final = 20
-"""Results are read again after so many times as long as that took, one second at least."""
+"""Results are read again after this many times as long as the last read took, at least one second."""
 WATCHED: Final = 5.0
 """Seconds; a page that is open asks more often."""
 _KINDS: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
@@ -38,23 +38,23 @@ _KINDS: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascri
 
 @dataclass(frozen=True)
 class ReportFlags:
-    """Make a report of results: one folder of pages that opens offline, in any browser; or serve it live.
+    """Make a report of results: one folder of pages that open offline, in any browser; or serve it live.
 
     Example: textgym report runs/bench-quick --out report
     """
 
     run: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of `textgym bench` or `textgym train`, or files of exported results; all of them go into one report."""
+    """Folders of `textgym bench` or `textgym train`, or files of exported results; they are combined in one report."""
     out: Path | None = None
-    """The folder; by default `report` in the first RUN, or beside it where that is a file. A report there is built
-    anew, nothing else is ever replaced."""
+    """Output folder; by default `report` in the first RUN, or beside it if that is a file. An existing report is
+    rebuilt; no other files are replaced."""
     live: bool = False
-    """Write nothing: serve the report to this machine's browsers and renew it while runs go on, until Ctrl-C. A RUN
-    need not be there yet."""
+    """Write nothing: serve the report to this machine's browsers and update it while runs continue, until Ctrl-C. A RUN
+    need not exist yet."""
     port: int = 8765
-    """Of --live; where it is taken, the next one that is free."""
+    """Port for --live; if it is taken, the next free one."""
     until_eof: bool = False
-    """Of --live: end with the standard input, too, which ends with the program that holds it."""
+    """With --live: stop when the standard input ends, which happens when the program that holds it ends."""
 
 
 def main(arguments: list[str]) -> None:
@@ -103,10 +103,10 @@ def serve(flags: ReportFlags) -> None:
 
 
 class LiveServer(ThreadingHTTPServer):
-    """Serves, on 127.0.0.1, the pages of a report that is made anew as its runs go on, and the files that they need.
+    """Serves a report on 127.0.0.1 and renews it as its runs continue.
 
     Args:
-        runs: what `read_sources` takes; they need not be there yet. port: the first to try.
+        runs: what `read_sources` takes; they need not exist yet. port: the first to try.
     Raises: UsageError if no port is free.
     """
 

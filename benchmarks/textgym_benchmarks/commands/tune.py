@@ -1,4 +1,4 @@
-"""Choose settings of an agent by trials."""
+"""Tune the settings of an agent by trials."""
 
 from __future__ import annotations
 
@@ -30,42 +30,42 @@ _Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="SETTING=VALUE")]
 
 @dataclass(frozen=True)
 class TuneFlags:
-    """Choose settings of an agent: Optuna proposes them, and trials on the prompts of the split "tune" answer. A trial
-    that falls behind half of the others on its way is broken off. The same command goes on where it stopped.
+    """Tune the settings of an agent: Optuna proposes settings, and each trial is scored on the prompts of the split
+    "tune". A trial that falls behind half of the others is stopped early. The same command resumes a study.
 
     Example: textgym tune Copy-v0 --agent rloo --episodes 2048 --trials 20
     """
 
     id: EnvId
-    """The environment, as `textgym list` shows it."""
+    """Id of the environment, as in `textgym list`."""
     agent: str = "lm-ppo"
-    """A name, as `textgym agents` lists them, or my_file:MyAgent."""
+    """Name of the agent, as in `textgym agents`, or my_file:MyAgent."""
     episodes: int = 4096
-    """Budget of a training."""
+    """Episodes of each training."""
     trials: int = 20
-    """Settings that are tried, beside the agent's own; more than before goes on from there."""
+    """Number of settings to try, besides the agent's own; a higher number continues an existing study."""
     seeds: int = 1
-    """Trainings of a trial, whose mean J is its score."""
+    """Number of trainings per trial; the score is their mean J."""
     search: _Words = ()
-    """What is searched: NAME=LOW..HIGH, on a logarithmic scale over a factor of ten or more, or NAME=A,B,C. By default
-    the learning rate and what else decides how the agent learns."""
+    """Settings to search: NAME=LOW..HIGH, on a logarithmic scale for a factor of ten or more, or NAME=A,B,C. By default
+    the learning rate and the other settings that decide how the agent learns."""
     set: _Words = ()
-    """Settings that all trials have, as in whiten=false."""
+    """Settings shared by all trials, as in whiten=false."""
     model: str | None = None
-    """Folder or hub id of the causal LM that all trials start from, as of `textgym train`: a task of your own takes its
-    tokenizer, too."""
+    """Folder or hub id of the causal LM that all trials start from, as in `textgym train`; a task of your own also
+    takes its tokenizer."""
     env: EnvOptions = ()
     """Options of the environment, as in max_new_tokens=20; values are JSON or text."""
     engine: Literal["serial", "pool", "ray"] = "pool"
-    """Where trials run: in this process, in processes of this machine, or on Ray."""
+    """Where to run trials: serial (this process), pool (processes of this machine), or ray."""
     workers: int | None = None
-    """Processes; by default one for each core."""
+    """Number of processes; by default one per core."""
     address: str | None = None
-    """Of a Ray cluster, as in ray://host:10001; by default Ray is started on this machine."""
+    """Address of a Ray cluster, as in ray://host:10001; by default Ray is started on this machine."""
     out: Path | None = None
-    """Folder of the study, by default runs/tune-ID-AGENT. Nothing there is ever overwritten."""
+    """Folder of the study, by default runs/tune-ID-AGENT. Existing results are never overwritten."""
     seed: int = 0
-    """Of the proposals."""
+    """Seed of the proposals."""
 
 
 def main(arguments: list[str]) -> None:
