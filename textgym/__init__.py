@@ -51,14 +51,14 @@ def __getattr__(name: str) -> Any:
 def register_task(
     name: str, builder: Factory | str, version: int = 0, family: str = "text", summary: str = ""
 ) -> TaskEntry:
-    """Give a task of your own a name and an id.
+    """Register a task of your own under a name and an environment id.
 
     Args:
         name: as in `textgym/NAME-vN`, or NAMESPACE/NAME for the id `NAMESPACE/NAME-vN`.
         builder: a function from the task's options to a `Task`, or "module:function", imported when first needed.
-        version: N; raise it when reward, observation or termination changes. The old one may stay beside the new one.
-        family, summary: for people.
-    Returns: what the registry keeps of it.
+        version: N; increase it when reward, observation or termination changes. The old version can stay registered.
+        family, summary: descriptions for people.
+    Returns: the entry in the registry.
     Raises: ValueError if name and version are taken by another builder, or the name is not made of letters and digits.
     """
     entry = TASKS.add(TaskEntry(name, builder, summary, version=version, family=family))

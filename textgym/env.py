@@ -1,4 +1,4 @@
-"""The environment: one text, written token by token."""
+"""The environment: a text, written token by token."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ NO_MODE = 'render() shows nothing: make the environment with render_mode="ansi",
 
 
 def find_task(task: str | Task, options: dict[str, Any]) -> Task:
-    """Return the task itself, or the one of this name built with these options.
+    """Return the task itself, or build the task of this name with these options.
 
-    Raises: TypeError for options beside a task object, or of no use to the named task; ValueError for an unknown name.
+    Raises: TypeError for options passed with a task object, or unknown to the named task; ValueError for an unknown
+        name.
     """
     if isinstance(task, str):
         return make_task(task, **options)
@@ -39,7 +40,7 @@ def find_task(task: str | Task, options: dict[str, Any]) -> Task:
 def check_options(options: object, allowed: Collection[str] = RESET_OPTIONS) -> dict[str, Any]:
     """Return a copy of the options of `reset`.
 
-    Raises: TypeError if they are no dict; ValueError for an unknown one, or a prompt chosen twice.
+    Raises: TypeError if they are not a dict; ValueError for an unknown option, or a prompt chosen twice.
     """
     if options is None:
         return {}
@@ -54,7 +55,7 @@ def check_options(options: object, allowed: Collection[str] = RESET_OPTIONS) -> 
 
 
 def chosen_prompt(task: Task, split: str, option: str, value: Any) -> Prompt:
-    """Return the prompt that an option of `reset` asks for. Raises: TypeError or ValueError, naming the option."""
+    """Return the prompt selected by an option of `reset`. Raises: TypeError or ValueError, naming the option."""
     if option == "prompt":
         return task.prompt(value, split)
     prompts = task.encoded(split)
@@ -68,7 +69,7 @@ def chosen_prompt(task: Task, split: str, option: str, value: Any) -> Prompt:
 
 
 def as_index(value: Any) -> int:
-    """Return an integer of any type as an int, -1 for a bool and for what is no integer."""
+    """Return an integer of any type as an int, and -1 for a bool or anything that is not an integer."""
     try:
         return -1 if type(value) in _BOOLS else index(value)
     except TypeError:
@@ -80,43 +81,45 @@ class TokenEnv(gym.Env[Observation, int]):
 
     ### Description
     An episode starts with a prompt from the task's distribution. Every action is the id of the next token. The
-    transition is deterministic: s_{t+1} = s_t + [a_t]. Text is decoded once, when the episode ends, and scored.
+    transition is deterministic: s_{t+1} = s_t + [a_t]. The text is decoded and scored once, when the episode ends.
 
     ### Action Space
-    `Discrete(V)`, V the size of the vocabulary. `action_masks()` says which ids the task suggests in this state. The
-    others (control tokens, unused rows) can be taken too and become part of the sequence like any other.
+    `Discrete(V)`, where V is the size of the vocabulary. `action_masks()` returns the ids that the task suggests in
+    this state. The others (control tokens, unused rows) can also be taken and become part of the sequence like any
+    other.
 
     ### Observation Space
     `Dict(input_ids=Box(0, V-1, (L,), int64), attention_mask=Box(0, 1, (L,), int8))`, padded on the right with
-    `task.vocabulary.pad_id`; L = max_prompt_tokens + max_new_tokens. The attention mask, not the id, says what is
-    padding. With `segments=True` there is `segment_ids=Box(0, 2, (L,), int8)`, too, which says who wrote each token:
-    0 the prompt (and padding), 1 the policy, 2 the environment. Observations are copies.
+    `task.vocabulary.pad_id`; L = max_prompt_tokens + max_new_tokens. The attention mask, not the id, marks the padding.
+    With `segments=True` there is also `segment_ids=Box(0, 2, (L,), int8)`, which says who wrote each token: 0 the
+    prompt (and padding), 1 the policy, 2 the environment. Observations are copies.
 
     ### Rewards
     The task's reward of the finished text, on the last step; 0 before. Rewards with `pay = "every"` pay for every
     prefix; with `pay = "difference"` they pay potential differences whose discounted sum is that of the last reward.
 
     ### Starting State
-    A prompt of the split by its weight, drawn from `np_random` only, or the one chosen by `reset(options=...)`:
-    `{"prompt": text}` or `{"prompt_index": i}`. Reset's info: `prompt` (str), `prompt_index` (int, -1 for a text that
-    the split does not have).
+    A prompt of the split, drawn by weight using `np_random` only, or the one chosen by `reset(options=...)`:
+    `{"prompt": text}` or `{"prompt_index": i}`. The info of `reset`: `prompt` (str), `prompt_index` (int, -1 for a text
+    that the split does not have).
 
     ### Episode End
-    `terminated` is True when a stop id is written, or when max_new_tokens are. `truncated` is always False. The last
-    step's info: `completion` (str), `finish_reason` ("stop" or "length"), `reward_terms` (dict of float), and `gold`
-    (float) where the task has a gold reward. Other steps have an empty info.
-    In a task with turns (`textgym.turns`) a stop id, another id that the task names, or a turn's budget ends the turn;
-    the environment's tokens follow in the same step, and `terminated` is True when it ends the episode ("stop"), or
-    after the last turn. There `completion` holds what both wrote, and `written` (str) what the policy did, a line a
-    turn, which is what rewards are called with.
+    `terminated` is True after a stop id or max_new_tokens tokens. `truncated` is always False. The info of the last
+    step: `completion` (str), `finish_reason` ("stop" or "length"), `reward_terms` (dict of float), and `gold` (float)
+    if the task has a gold reward. The info of other steps is empty.
+
+    In a task with turns (`textgym.turns`) a stop id, another id that the task names, or a turn's budget ends the turn.
+    The environment's tokens follow in the same step. `terminated` is True if the environment ends the episode ("stop"),
+    or after the last turn. Then `completion` holds the text of both, and `written` (str) that of the policy, one line
+    per turn, which is passed to rewards.
 
     ### Arguments
     `task`: a task's name or a `Task`; `split`: "train", "eval" or "tune"; `segments`: whether observations have
-    `segment_ids`; `render_mode`: None, "ansi", "human" or "rgb_array"; `task_options` go to the task's builder.
+    `segment_ids`; `render_mode`: None, "ansi", "human" or "rgb_array"; `task_options`: passed to the task's builder.
 
     Raises: ValueError for an unknown name, a value that is not allowed, or a reward that compares completions;
-        TypeError for what is no task, or an option that it does not have; DependencyNotInstalled for "rgb_array"
-        without Pillow.
+        TypeError for an object that is not a task, or an unknown option; DependencyNotInstalled for "rgb_array" without
+        Pillow.
 
     ### Version History
     - v0: first version.
@@ -155,10 +158,10 @@ class TokenEnv(gym.Env[Observation, int]):
         """Start an episode.
 
         Args:
-            seed: of `np_random`, from which prompts are drawn.
+            seed: seed of `np_random`, from which prompts are drawn.
             options: `{"prompt": text}` or `{"prompt_index": i}` to choose the prompt.
-        Returns: the observation, and the info of "Starting State".
-        Raises: ValueError or TypeError for an unknown option, or a prompt that is empty, too long or not there.
+        Returns: the observation, and the info described in "Starting State".
+        Raises: ValueError or TypeError for an unknown option, or a prompt that is empty, too long or missing.
         """
         choice = check_options(options)
         prompt = None
@@ -179,8 +182,8 @@ class TokenEnv(gym.Env[Observation, int]):
         Args:
             action: an id in 0..V-1.
         Returns: observation, reward, terminated, truncated and info.
-        Raises: ResetNeeded before the first reset and after the end of an episode; InvalidAction if the action is no
-            integer, or out of range.
+        Raises: ResetNeeded before the first reset and after the end of an episode; InvalidAction if the action is not
+            an integer or is out of range.
         """
         store = self._store
         if not self._running:
@@ -216,14 +219,14 @@ class TokenEnv(gym.Env[Observation, int]):
         return self._store.observation(0), reward, not self._running, False, info
 
     def action_masks(self) -> Bools:
-        """Return which tokens the task suggests in this state, bool (V,), as `action_space.sample(mask=)` takes it.
+        """Return the tokens that the task suggests in this state, bool (V,), as used by `action_space.sample(mask=)`.
 
-        The others are legal actions too.
+        The other tokens are legal actions, too.
         """
         return np.asarray(self._episodes.masks([0])[0])
 
     def get_state(self) -> TokenState:
-        """Return the state, immutable; O(length). The random generator is no part of it.
+        """Return the state, immutable; O(length). It does not include the random generator.
 
         Raises: ResetNeeded before the first reset.
         """
@@ -232,7 +235,7 @@ class TokenEnv(gym.Env[Observation, int]):
         return self._store.state(0)
 
     def set_state(self, state: TokenState) -> Observation:
-        """Go on from a state that `get_state` gave, here or in another environment of the same task.
+        """Continue from a state returned by `get_state`, of this or another environment of the same task.
 
         Returns: the observation of that state.
         Raises: ValueError if the state does not fit this task.
@@ -242,7 +245,7 @@ class TokenEnv(gym.Env[Observation, int]):
         return self._store.observation(0)
 
     def render(self) -> Frame | None:
-        """Return the episode in the render mode: a str, a picture uint8 (384, 640, 3), or None after printing it.
+        """Render the episode: return a str, an image uint8 (384, 640, 3), or None after printing, by render mode.
 
         Raises: ResetNeeded before a reset.
         """

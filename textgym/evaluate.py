@@ -1,4 +1,4 @@
-"""Evaluate a policy: reward, KL, the objective J and its optimality, exact or with a bootstrap interval."""
+"""Evaluate a policy: reward, KL, the objective J and its optimality, exact or with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from textgym.solver.tree import normalised, per_edge, per_state
 from textgym.task import Task, make_reference
 
 MAX_RUNNING = 100_000
-"""Running states up to which J and KL of a policy are exact where the task can be solved."""
+"""Maximum number of running states for exact J and KL of a policy, if the task can be solved."""
 MAX_SEARCHED = 5_000
 """The same for agents that search before they act."""
 
@@ -53,20 +53,19 @@ MEASURES: Final = {
     "distinct_1": "distinct words",
     "distinct_2": "distinct word pairs",
 }
-"""Measure -> what tables call it; shares are from 0 to 1."""
+"""Labels of the measures in tables; shares are from 0 to 1."""
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """A policy on held-out prompts. Rewards in reward units, `kl` and `entropy` in nats per sequence,
-    `length` in tokens.
+    """The measures of a policy on held-out prompts.
 
-    `objective` is J = E[R] - beta E[KL]; `optimality` is (J - J_ref) / (J* - J_ref). Entries are None where the task or
-    the policy has nothing to compute them from. `exact` says that reward, KL, J, entropy, length and stop rate are
-    expectations by enumeration: their intervals have no width, and only the completions shown and what is counted in
-    them were sampled. `distinct_n` is the share of different n-grams among all words. `reward_terms` are means over the
-    completions that have the term, of what it was at the last step. `failures` are completions that the reward failed
-    on, by kind.
+    Rewards are in reward units, `kl` and `entropy` in nats per sequence, `length` in tokens. `objective` is J = E[R] -
+    beta E[KL]; `optimality` is (J - J_ref) / (J* - J_ref). Entries are None if the task or the policy does not allow
+    them to be computed. `exact` says that reward, KL, J, entropy, length and stop rate are expectations by enumeration:
+    their intervals have no width, and only the shown completions and the counts in them are sampled. `distinct_n` is
+    the share of different n-grams among all words. `reward_terms` are means over the completions that have the term, of
+    its value at the last step. `failures` are completions for which the reward failed, by kind.
     """
 
     reward: Estimate
@@ -85,7 +84,7 @@ class EvaluationResult:
     exact: bool = False
 
     def summary(self) -> JsonObject:
-        """Return everything but the episodes, as JSON values."""
+        """Return everything except the episodes, as JSON values."""
         return {
             name: asdict(value) if isinstance(value, Estimate) else value
             for name, value in self.__dict__.items()
@@ -112,22 +111,22 @@ def evaluate(
     seed: int = 0,
     deterministic: bool = False,
 ) -> EvaluationResult:
-    """Score a policy on a split's prompts: by enumeration where the task can be solved, else by sampling.
+    """Evaluate a policy on a split's prompts, by enumeration if the task can be solved, else by sampling.
 
-    J and KL are exact where the optimum is and the task has at most 100,000 running states, 5,000 for an agent that
-    searches (`plans`), which is asked on a copy; `EvaluationResult.exact` says so.
+    J and KL are exact if the optimum is and the task has at most 100,000 running states, or 5,000 for an agent that
+    searches (`plans`), of which a copy is used; `EvaluationResult.exact` says so.
 
     Args:
-        policy: an agent, or anything with `log_probs(observation)` or `act(observation)`; it may be a
-            `SearchingPolicy` or a `WholePolicy` besides.
+        policy: an agent, or any object with `log_probs(observation)` or `act(observation)`; it may also be a
+            `SearchingPolicy` or a `WholePolicy`.
         reference: pi_ref; None takes the task's.
-        optimum: from `optimum_of` with the same split and beta; None works it out.
-        split: of the prompts. per_prompt: completions per prompt.
-        seed: of the sampling.
-        deterministic: take the likeliest token.
+        optimum: result of `optimum_of` with the same split and beta; None: it is computed.
+        split: split of the prompts. per_prompt: completions per prompt.
+        seed: seed of the sampling.
+        deterministic: whether to take the most likely token instead of sampling.
     Returns: reward, gold, KL, J and optimality with their intervals.
-    Raises: ValueError for an optimum of another beta or split, or of another reference where it is exact.
-    Warns: TextGymWarning if J lies above J*, both by more than their intervals: then J* was estimated too low.
+    Raises: ValueError for an optimum of another beta or split, or of another reference if it is exact.
+    Warns: TextGymWarning if J exceeds J* by more than both intervals: the estimate of J* was then too low.
     """
     beta = (task.beta if optimum is None else optimum.beta) if beta is None else beta
     if optimum is not None and (optimum.beta, optimum.split) != (beta, split):
@@ -169,11 +168,11 @@ def evaluate(
 
 
 def exact_values(policy: Policy, solution: Solution, deterministic: bool = False) -> PolicyValues | None:
-    """Return the exact values of a policy on a solved task; None where it has too many states, or does not tell.
+    """Return the exact values of a policy on a solved task; None for too many states or unknown probabilities.
 
     Args:
-        policy: with `log_probs(observation)`, or a `WholePolicy`.
-        deterministic: the policy takes its likeliest token everywhere.
+        policy: an object with `log_probs(observation)`, or a `WholePolicy`.
+        deterministic: whether the policy takes its most likely token everywhere.
     """
     tree, searches = solution.tree, isinstance(policy, SearchingPolicy) and policy.plans
     running = sum(len(level.running) for level in tree.levels)
@@ -298,7 +297,7 @@ def _mean_term(weights: Floats, values: Floats) -> float:
 
 
 def distinct(completions: NDArray[np.object_], n: int) -> float:
-    """Return the different word n-grams divided by all of them; 0 if there are none.
+    """Return the number of different word n-grams divided by the number of all; 0 if there are none.
 
     Source: Li et al. (2016), arXiv:1510.03055, section 5.
     """
@@ -308,7 +307,7 @@ def distinct(completions: NDArray[np.object_], n: int) -> float:
 
 
 MOST_K: Final = 100
-"""Of the answers that pass@k and majority@k draw."""
+"""Maximum number of answers that pass@k and majority@k draw."""
 
 
 AtK = dict[str, dict[int, Estimate]]
@@ -317,17 +316,17 @@ AtK = dict[str, dict[int, Estimate]]
 def at_k(task: Task, episodes: PromptEpisodes, ks: Sequence[int], right: float | None = None) -> AtK:
     """Estimate avg@k, pass@k and majority@k without bias from n completions of every prompt.
 
-    Each is what k of the n are worth on average over all ways to draw them: the share of right ones (the same for every
-    k), whether any is right, and whether the answer that most of them give is right, where ties are broken at random.
-    Answers are the same where they mark the same final answer, compared as numbers where they are numbers. Intervals
-    are normal ones, with the jackknife's variance over the completions of each prompt; NaN for one completion. Where
-    that variance is 0 the rule of three takes its place: as 3 / n of the probability may be seen in no completion.
+    Each is an average over all ways to draw k of the n: of the share of right completions (the same for every k), of
+    whether any is right, and of whether the most frequent answer is right, with ties broken at random. Answers are
+    equal if they have the same marked final answer, compared as numbers if they are numbers. Intervals are normal ones,
+    with the jackknife variance over the completions of each prompt; NaN for one completion. If that variance is 0, the
+    rule of three replaces it, with 3 / n as the bound of a probability.
 
     Args:
-        episodes: of `play` or an `EvaluationResult`; n completions a prompt.
-        ks: from 1 to n, and at most 100.
-        right: reward units from which on a completion is right, by the gold reward where there is one; None: the most
-            that the reward can pay, or 1 where that is not known.
+        episodes: result of `play` or of an `EvaluationResult`; n completions per prompt.
+        ks: values from 1 to n, at most 100.
+        right: the lowest reward of a right completion, by the gold reward if there is one; None: the highest reward
+            that can be paid, or 1 if that is not known.
     Returns: "avg", "pass" and "majority" -> k -> the estimate.
     Raises: ValueError for a k out of range.
     Source: Chen et al. (2021), arXiv:2107.03374, eq. 1 (pass@k); Wang et al. (2022), arXiv:2203.11171 (majority); Efron

@@ -1,4 +1,4 @@
-"""The prompts of a task: texts with data columns and weights, and how to read them from files."""
+"""The prompts of a task: texts with data columns and weights, and reading them from files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from textgym.files import line_text, numbered_lines
 from textgym.rows import SUFFIXES, ReadRow, RowSource, numbered_rows, row_source
 
 Split = Literal["train", "eval", "tune"]
-"""Prompts to learn from, held-out ones to report, and held-out ones to choose settings on."""
+"""Prompts for training ("train"), and held-out prompts to report ("eval") and to choose settings on ("tune")."""
 Overlong = Literal["refuse", "drop", "cut"]
-"""What becomes of a prompt that is longer than it may be."""
+"""What to do with a prompt that is too long."""
 HeldOut = Literal["eval", "tune"]
 Prompt = str | Sequence[Message]
 """A text, or messages of which the last is the user's, see `textgym.codecs.chat.write_dialogue`."""
@@ -36,7 +36,7 @@ RESERVED_COLUMNS = ("prompts", "completions", "completion_ids", "episode_seeds")
 
 @dataclass(frozen=True, eq=False)
 class PromptSet:
-    """The initial states of one split. Made by `prompt_set`.
+    """The initial states of one split, made by `prompt_set`.
 
     Args:
         texts: n prompts, without the chat template.
@@ -63,7 +63,7 @@ class PromptSet:
 
     @cached_property
     def index(self) -> dict[str, int]:
-        """Return the place of every text; of equal texts the first."""
+        """Return the index of every text; for equal texts the first."""
         return {text: i for i, text in reversed(list(enumerate(self.texts)))}
 
 
@@ -123,7 +123,7 @@ def _written(prompts: Sequence[Prompt], argument: str) -> list[str]:
 
 
 def refuse_held_out(**sources: PromptSource | None) -> None:
-    """Raise ValueError for prompts of another split where a task makes those of "train" itself."""
+    """Raise ValueError for prompts of another split in a task that generates those of "train" itself."""
     for name, source in sources.items():
         if source is not None:
             raise ValueError(f"{name}={shown(source)}: allowed is None where there are no prompts of your own")
@@ -141,9 +141,9 @@ def own_splits(
     """Return the splits of a task of your own.
 
     Args:
-        prompts: those of "train", see `read_prompts`.
-        eval_prompts: those of "eval"; None: the same.
-        tune_prompts: those of "tune"; None: the same if `eval_prompts` is None too, else there is no such split.
+        prompts: prompts of "train", see `read_prompts`.
+        eval_prompts: prompts of "eval"; None: the same.
+        tune_prompts: prompts of "tune"; None: the same if `eval_prompts` is None too, otherwise there is no such split.
         columns, eval_columns, tune_columns: data for the reward; they replace columns of a file.
         weights: how often each prompt of "train" is drawn; None: all equally often.
     Raises: as `read_prompts` and `prompt_set`.
@@ -168,12 +168,12 @@ def fit_prompts(
     """Return splits whose prompts have at most `most` tokens.
 
     Args:
-        length: from a prompt to its tokens, with what stands around it.
-        most: tokens; 0 for any number.
-        overlong: "refuse" leaves the prompts as they are, and their task refuses them; "drop" leaves long ones out;
-            "cut" leaves out the oldest turns after the system message, then the first characters of the last message.
+        length: maps a prompt to its number of tokens, including the template around it.
+        most: maximum number of tokens; 0: no limit.
+        overlong: "refuse" keeps the prompts, and their task refuses them; "drop" removes long ones; "cut" removes the
+            oldest turns after the system message, then the first characters of the last message.
     Raises: ValueError for another `overlong`, a split without prompts that fit, or a prompt that cannot be cut so far.
-    Warns: TextGymWarning of how many prompts were dropped or cut.
+    Warns: TextGymWarning with the number of prompts that were dropped or cut.
     """
     if not isinstance(overlong, str) or overlong not in get_args(Overlong):
         raise ValueError(not_one_of("overlong", overlong, get_args(Overlong)))
@@ -240,9 +240,9 @@ def read_prompts(source: PromptSource, argument: str = "prompts") -> tuple[list[
     """Return the prompts of a list or a file.
 
     Args:
-        source: a list of texts or lists of messages; a .txt file with one prompt a line (empty lines are left out); or
-            rows of `textgym.rows`: "prompt" is the text, or a list of messages, every other key is a data column. Files
-            are UTF-8 without a byte order mark, see `textgym.files`.
+        source: a list of texts or lists of messages; a .txt file with one prompt per line (empty lines are ignored); or
+            rows of `textgym.rows`, where "prompt" is the text or a list of messages, and every other key is a data
+            column. Files are UTF-8 without a byte order mark, see `textgym.files`.
         argument: its name, for messages.
     Returns: the texts, and the columns of the rows.
     Raises: FileNotFoundError or ValueError, naming the file and the line.

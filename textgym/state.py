@@ -1,4 +1,4 @@
-"""States of the token MDP, who wrote their tokens, and the arrays that hold N of them."""
+"""States of the token MDP, the authors of their tokens, and arrays that hold N states."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _VIEWS = ("_starts", "mask", "authors", "_slot_code", *_FLAT, *_LISTS)
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One encoded prompt: the initial state s_0.
+    """An encoded prompt: the initial state s_0.
 
     Args:
-        text: as the task gives it, without the chat template.
-        ids: token ids, the chat template included.
-        index: its place in the task's split; None for a text that the split does not have.
+        text: the text given by the task, without the chat template.
+        ids: token ids, including the chat template.
+        index: its index in the task's split; None for a text that the split does not have.
     """
 
     text: str
@@ -50,15 +50,15 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class TokenState:
-    """A state s_t, immutable and hashable: all that is needed to go on from here.
+    """A state s_t, immutable and hashable: everything that is needed to continue from it.
 
     Args:
         prompt: the initial state.
-        completion: the token ids generated so far, the stop id included once it is written.
+        completion: the token ids generated so far, including the stop id once it is written.
         finish_reason: None while the episode runs.
-        potential: phi(s_t), reward units; not 0 only where a reward pays potential differences.
-        episode_seed: the seed of this episode's reward noise; None in tasks without noise.
-        environment: places in `completion`, ascending, of the tokens that the environment wrote; the policy wrote the
+        potential: phi(s_t), reward units; nonzero only if a reward pays potential differences.
+        episode_seed: seed of this episode's reward noise; None in tasks without noise.
+        environment: indices in `completion`, ascending, of the tokens written by the environment; the policy wrote the
             others.
         hidden: what the environment knows and the policy does not, see `textgym.turns.Responder`; None in tasks without
             turns.
@@ -74,12 +74,12 @@ class TokenState:
 
     @property
     def replies(self) -> int:
-        """Return how often the environment has written, which is also how many turns have been answered."""
+        """Return how often the environment has replied, which is also the number of answered turns."""
         return count_runs(self.environment)
 
     @property
     def turn(self) -> tuple[int, ...]:
-        """Return the tokens that the policy has written since the environment last did."""
+        """Return the tokens that the policy has written since the environment's last reply."""
         return self.completion[self.environment[-1] + 1 if self.environment else 0 :]
 
     @property
@@ -96,7 +96,7 @@ class TokenState:
 
 
 def count_runs(places: tuple[int, ...]) -> int:
-    """Return how many runs of consecutive places there are among ascending `places`."""
+    """Return the number of runs of consecutive integers among ascending `places`."""
     return bool(places) + sum(map((1).__lt__, map(sub, places[1:], places)))
 
 

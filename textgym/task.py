@@ -1,4 +1,4 @@
-"""A task: the data of one token MDP, its reference, and how its texts are scored."""
+"""A task: the data of a token MDP, its reference, and the scoring of its texts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MOST_TOKENS = 2**20
-"""The limit for a prompt and for a completion: observations have a place for each token."""
+"""Maximum length of a prompt and of a completion: observations have a place for each token."""
 BETA, GAMMA = "reward units per nat", "discount per token"
 """The units of the task's numbers of these names, for messages."""
 _ENVIRONMENT_ARGUMENTS = ("split", "segments", "render_mode", "num_envs", "autoreset_mode", "score_together", "copy")
@@ -36,12 +36,12 @@ RewardFunction = Callable[..., Any]
 
 @dataclass(frozen=True, eq=False)
 class MinNewTokens:
-    """A task's `mask` that forbids stop ids until a completion has so many tokens.
+    """A task's `mask` that forbids stop ids until a completion has a minimum number of tokens.
 
-    Where nothing else is allowed, as behind the end of a grammar's text, a stop id still is.
+    If nothing else is allowed, as after the end of a grammar's text, a stop id still is.
 
     Args:
-        least: tokens. vocabulary: of the task. mask: what forbids more, or None.
+        least: the minimum, tokens. vocabulary: the task's vocabulary. mask: a further mask, or None.
     """
 
     least: int
@@ -69,7 +69,7 @@ class Judgement(NamedTuple):
 
     Args:
         texts: the decoded completions.
-        written: what the policy wrote of them, a line a turn; None where there are no turns.
+        written: the parts written by the policy, one line per turn; None without turns.
         total: float64 (B,), reward units.
         terms: name -> float64 (B,).
     """
@@ -86,28 +86,28 @@ class Task:
 
     Args:
         name, family: for people.
-        prompts: "train" and "eval" -> the initial states; and perhaps "tune" -> prompts to choose settings on, no
+        prompts: maps "train" and "eval" to the initial states, and perhaps "tune" to prompts to choose settings on, no
             longer than the others.
         vocabulary: the action set.
-        reward: `columns` hold `completion_ids` and the data columns.
-        gold: the true reward, measured but never trained on; None where there is none.
-        reward_name: how the reward was asked for.
-        max_new_tokens: tokens; the episode ends there.
-        max_prompt_tokens: tokens, the chat template included; 0: as many as the longest prompt has.
+        reward: called with `completion_ids` and the data columns as `columns`.
+        gold: the true reward, measured but never trained on; None if there is none.
+        reward_name: the name of the reward, as it was requested.
+        max_new_tokens: maximum length of an episode, tokens.
+        max_prompt_tokens: maximum length of a prompt, tokens, with the chat template; 0: that of the longest prompt.
         reference: the reference policy: "builtin", "uniform", a model's folder or hub id, or a `Reference`
-            over the vocabulary, as an n-gram table.
+            over the vocabulary, such as an n-gram table.
         beta: reward units per nat of KL to the reference.
         gamma: discount per token, in [0, 1].
-        on_error, penalty, timeout: what a failing reward leads to, see `textgym.rewards.Scorer`.
-        mask: from B states to bool (B, V), True where the task's grammar allows the token next; None where
-            every token of `vocabulary.allowed` always is.
-        min_new_tokens: tokens of a completion before which no stop id is allowed: where it is not 0, `mask` becomes a
-            `MinNewTokens` over what was given.
-        noisy: every episode draws a seed from the environment's generator; rewards get them as
-            `episode_seeds`. A reward with the attribute `noisy` makes its task so.
-        turns: how the environment answers turns of the policy; None where an episode is one turn. Then `max_new_tokens`
+        on_error, penalty, timeout: how to handle a failing reward, see `textgym.rewards.Scorer`.
+        mask: maps B states to bool (B, V), True for tokens that the task's grammar allows next; None if all of
+            `vocabulary.allowed` always are.
+        min_new_tokens: minimum number of tokens before a stop id is allowed; if it is not 0, `mask` becomes a
+            `MinNewTokens` over the given mask.
+        noisy: whether every episode draws a seed from the environment's generator; rewards get the seeds as
+            `episode_seeds`. A reward with the attribute `noisy` makes its task noisy.
+        turns: how the environment answers turns of the policy; None if an episode is one turn. Else `max_new_tokens`
             is `turns.room`, gamma is 1, and rewards that pay at the end get the column `turns`: for each completion a
-            list of (author, text), the authors being "policy" and "environment".
+            list of (author, text), where the authors are "policy" and "environment".
     Raises: ValueError for limits out of range, or a potential-based reward with another discount.
     """
 
@@ -180,17 +180,17 @@ class Task:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Ids that end a completion, or in a task with turns the policy's turn; what is longer was cut by a budget."""
+        """Ids that end a completion, or the policy's turn in a task with turns; anything longer was cut by a budget."""
         return self.vocabulary.stop_ids if self.turns is None else self.turns.ends
 
     @cached_property
     def scorer(self) -> Scorer:
-        """Return what calls the reward."""
+        """Return the scorer that calls the reward."""
         return Scorer(self.reward, self.on_error, self.penalty, self.timeout)
 
     @cached_property
     def gold_scorer(self) -> Scorer | None:
-        """Return what calls the gold reward: `scorer` where gold is the reward, None without a gold reward."""
+        """Return the scorer that calls the gold reward: `scorer` if gold is the reward, None without a gold reward."""
         if self.gold is None:
             return None
         if self.gold is self.reward:
@@ -202,7 +202,7 @@ class Task:
         return {}
 
     def encoded(self, split: str) -> list[Prompt]:
-        """Return the prompts of a split with their ids. Raises: ValueError for one that is empty or too long."""
+        """Return the encoded prompts of a split. Raises: ValueError for a prompt that is empty or too long."""
         if split not in self._encoded:
             texts = self.prompt_set(split).texts
             self._encoded[split] = [self._encode(text, i, f"{split} prompt {i}") for i, text in enumerate(texts)]
@@ -215,9 +215,9 @@ class Task:
         return self.prompts[split]
 
     def prompt(self, text: str, split: str) -> Prompt:
-        """Return the initial state for a text: the split's prompt, with its data columns, where it has this text.
+        """Return the initial state for a text; if the split has this prompt, with its data columns.
 
-        Raises: TypeError or ValueError if the text is no string, empty, not UTF-8, or longer than max_prompt_tokens.
+        Raises: TypeError or ValueError if the text is not a string, empty, not UTF-8, or longer than max_prompt_tokens.
         """
         index = self.prompt_set(split).index.get(text) if isinstance(text, str) else None
         return self._encode(text, None, "option prompt") if index is None else self.encoded(split)[index]
@@ -245,13 +245,13 @@ class Task:
         """Decode and score B completions in one call of the reward.
 
         Args:
-            split: has the prompts' data columns; a prompt outside the split has None in every column.
+            split: the split with the prompts' data columns; a prompt outside the split has None in every column.
             prompts: B prompts.
-            completion_ids: B lists of ids, the stop id included where it was written.
-            episode_seeds: B, in noisy tasks.
+            completion_ids: B lists of ids, including the stop id if it was written.
+            episode_seeds: B seeds, in noisy tasks.
             texts: the decoded completions; None: they are decoded here.
-            scorer: None: of the task's reward.
-            environment: B, in tasks with turns: the places of the tokens that the environment wrote.
+            scorer: the scorer to use; None: that of the task's reward.
+            environment: B lists, in tasks with turns: the indices of the tokens written by the environment.
         Returns: texts, rewards and terms of the B completions.
         """
         texts = self.vocabulary.decode(completion_ids) if texts is None else texts
@@ -277,7 +277,7 @@ def _own(completion_ids: Sequence[Sequence[int]], environment: Sequence[Sequence
 
 
 def task_names() -> list[str]:
-    """Return the names of all tasks, sorted, without versions."""
+    """Return the sorted names of all tasks, without versions."""
     return sorted({TASKS.entry(key).name for key in TASKS})
 
 
@@ -290,9 +290,9 @@ def make_task(name: str, **options: Any) -> Task:
     """Build a task.
 
     Args:
-        name: one of `task_names()`, which means its newest version, or with a version, as in "Copy-v0".
-        options: what the task's builder takes.
-    Raises: ValueError for an unknown name; TypeError for an unknown option, or a builder that returns no `Task`.
+        name: one of `task_names()`, for its newest version, or a name with a version, as in "Copy-v0".
+        options: options of the task's builder.
+    Raises: ValueError for an unknown name; TypeError for an unknown option, or a builder that does not return a `Task`.
     """
     builder = TASKS.load(name)
     parameters = inspect.signature(builder).parameters
@@ -314,7 +314,7 @@ def make_task(name: str, **options: Any) -> Task:
 
 
 def refuse_turns(task: Task, who: str) -> None:
-    """Raise ValueError for a task with turns, for `who` takes an episode for one turn of the policy."""
+    """Raise ValueError for a task with turns, because `who` treats an episode as one turn of the policy."""
     if task.turns is not None:
         raise ValueError(
             f"task {task.name!r}: its environment answers in turns; {who} takes episodes of one turn, docs/turns.md "
@@ -323,9 +323,9 @@ def refuse_turns(task: Task, who: str) -> None:
 
 
 def refuse_chance(task: Task, who: str) -> None:
-    """Raise ValueError for a task in which what the environment answers is random, for `who` compares whole episodes.
+    """Raise ValueError for a task with random replies of the environment, because `who` compares whole episodes.
 
-    What it prefers would be luck as much as what was chosen.
+    Their differences would be due to luck as well as to the policy's choices.
     """
     if task.turns is not None and any(task.turns.random(task.encoded(split)) for split in task.prompts):
         raise ValueError(
@@ -335,13 +335,13 @@ def refuse_chance(task: Task, who: str) -> None:
 
 
 def refuse_seeds(task: Task) -> None:
-    """Raise ValueError for a task that cannot be searched, for what its environment hides is a seed."""
+    """Raise ValueError for a task that cannot be searched because its environment hides a seed."""
     if task.turns is not None:
         task.turns.beliefs(TokenState(task.encoded("train")[0]))
 
 
 def has_language_model(task: Task) -> bool:
-    """Return whether the task's reference is a causal LM, and not a table or a formula."""
+    """Return whether the task's reference is a causal LM, not a table or a formula."""
     return isinstance(task.reference, str | Path) and task.reference != "uniform"
 
 
@@ -363,7 +363,7 @@ def reference_model(task: Task) -> str | Path:
 
 
 def make_reference(task: Task, temperature: float = 1.0, device: str = "auto") -> Reference:
-    """Return pi_ref of a task: a causal LM (needs the extra `lm`), the uniform one, or the object that the task holds.
+    """Return pi_ref of a task: a causal LM (needs the extra `lm`), the uniform policy, or the object in the task.
 
     Raises: ValueError if the model cannot be loaded or does not fit the task's vocabulary.
     """
@@ -375,7 +375,7 @@ def make_reference(task: Task, temperature: float = 1.0, device: str = "auto") -
 
 
 def load_reference(name: str | Path, task: Task, temperature: float = 1.0, device: str = "auto") -> Reference:
-    """Return an LM as reference over the task's allowed tokens; its weights are there once, whoever asks for it."""
+    """Return an LM as reference over the task's allowed tokens; its weights are loaded once and shared."""
     from textgym.lm.causal import CausalLM, check_positions, choose_device, shared_causal_lm
 
     model = shared_causal_lm(name, choose_device(device))
@@ -385,7 +385,7 @@ def load_reference(name: str | Path, task: Task, temperature: float = 1.0, devic
 
 
 def prompt_end(task: Task, model: PreTrainedModel) -> int | None:
-    """Return the token that ends every prompt of a task, which an encoder-decoder has to know; None for other models.
+    """Return the token that ends every prompt of a task, which an encoder-decoder needs; None for other models.
 
     Raises: ValueError if the model is an encoder-decoder and the prompts have no such token.
     """

@@ -1,4 +1,4 @@
-"""The vector environment: N texts written side by side."""
+"""The vector environment: N texts, written in parallel."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from textgym.vector_io import (
 
 
 class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
-    """N `TokenEnv` in one object, equal to `SyncVectorEnv` of N `TokenEnv` in everything but speed.
+    """N `TokenEnv` in one object, equivalent to `SyncVectorEnv` of N `TokenEnv` except for speed.
 
     ### Description
     See `TokenEnv`. Sub-environment i is seeded with seed + i and draws its prompts from its own generator.
-    The rewards of all episodes that end at a step are computed in one call. There is one intended difference to
+    The rewards of all episodes that end at a step are computed in one call. There is one intended difference from
     `SyncVectorEnv`: with autoreset disabled, a finished sub-environment is absorbing until it is reset. Its action is
-    ignored, its observation stays, its reward is 0, terminated stays True, and the infos say nothing of it.
+    ignored, its observation stays, its reward is 0, terminated stays True, and the infos do not include it.
 
     ### Action Space
     `MultiDiscrete([V] * N)`: an integer array (N,). `action_masks()` is bool (N, V). In NEXT_STEP mode the
@@ -51,7 +51,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
     ### Observation Space
     `Dict(input_ids=Box(0, V-1, (N, L), int64), attention_mask=Box(0, 1, (N, L), int8))`, with `segments=True` also
     `segment_ids=Box(0, 2, (N, L), int8)`, see `TokenEnv`. Observations are copies; with `copy=False` they are, as
-    those of `SyncVectorEnv`, the environment's own arrays, which the next step changes: copy what you keep.
+    in `SyncVectorEnv`, the environment's own arrays, which the next step changes: copy what you keep.
 
     ### Rewards
     float64 (N,), as in `TokenEnv`. With `score_together=True` a row that ends gets 0 and waits: the step that
@@ -119,9 +119,9 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         """Start episodes in all sub-environments, or in those of `options["reset_mask"]`.
 
         Args:
-            seed: of all generators: sub-environment i gets seed + i, or seed[i].
+            seed: seed of all generators: sub-environment i gets seed + i, or seed[i].
             options: see "Starting State". They are not changed.
-        Returns: the observations, and the infos of "Starting State".
+        Returns: the observations, and the infos described in "Starting State".
         Raises: ValueError or TypeError, naming the argument and what is allowed; RuntimeError for rows whose rewards
             have not been paid yet, see `settle`.
         """
@@ -139,7 +139,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         """Append one token to every running text.
 
         Args:
-            actions: integer (N,), ids in 0..V-1 wherever an episode runs.
+            actions: integer (N,), ids in 0..V-1 in rows whose episode is running.
         Returns: observations, rewards (N,), terminated (N,), truncated (N,) and infos.
         Raises: ResetNeeded before the first reset, and after an error of the reward; InvalidAction, naming the first.
         """
@@ -184,9 +184,9 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
     def settle(self) -> tuple[Floats, Infos]:
         """Score the rows that wait for others to end, with `score_together=True`.
 
-        If the reward fails, the rows go on waiting.
+        If the reward fails, the rows keep waiting.
 
-        Returns: rewards (N,), 0 in rows that do not wait, and the last infos, as `step` gives them.
+        Returns: rewards (N,), 0 in rows that do not wait, and the last infos, as returned by `step`.
         """
         rewards = np.zeros(self.num_envs)
         rows = np.flatnonzero(self._waiting)
@@ -199,9 +199,9 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
 
     @contextmanager
     def scoring_together(self) -> Iterator[None]:
-        """Score all rows in one call within this block, where the reward pays at the end and resets are disabled.
+        """Score all rows in one call within this block, if the reward pays at the end and resets are disabled.
 
-        Rows that still wait when the block is left, as after an interrupt, are forgotten.
+        Rows that still wait at the end of the block, for example after an interrupt, are not scored.
         """
         before = self.score_together
         disabled = self.autoreset_mode is AutoresetMode.DISABLED
@@ -213,25 +213,25 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
             self._waiting[:] = False
 
     def action_masks(self) -> Bools:
-        """Return which tokens the task suggests, bool (N, V), as `action_space.sample(mask=)` takes it.
+        """Return the tokens that the task suggests, bool (N, V), as used by `action_space.sample(mask=)`.
 
-        The others are legal actions too.
+        The other tokens are legal actions, too.
         """
         return self.episodes.masks(range(self.num_envs))
 
     def segment_ids(self) -> npt.NDArray[np.int8]:
-        """Return who wrote each token of the sequences, int8 (N, L), as observations say it with `segments=True`."""
+        """Return who wrote each token of the sequences, int8 (N, L), as in observations with `segments=True`."""
         return self._store.segment_ids()
 
     def get_states(self, rows: Sequence[int] | None = None) -> list[TokenState]:
-        """Return the states of these rows, sub-environments (None: all). Raises: ResetNeeded for one never reset."""
+        """Return the states of these rows (None: all sub-environments). Raises: ResetNeeded for one never reset."""
         rows = range(self.num_envs) if rows is None else rows
         if any(self._store.finish[row] == UNSET for row in rows):
             raise ResetNeeded(why_reset(UNSET))
         return [self._store.state(row) for row in rows]
 
     def set_states(self, states: Sequence[TokenState], rows: Sequence[int] | None = None) -> Observation:
-        """Go on from these states in these sub-environments (None: in all).
+        """Continue from these states in these sub-environments (None: in all).
 
         Returns: the observations of all sub-environments.
         Raises: ValueError for a state or row that does not fit; RuntimeError for rows that wait, see `settle`.
@@ -248,7 +248,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         return self._store.observations(self.copy)
 
     def render(self) -> tuple[Frame, ...] | None:
-        """Return what `TokenEnv.render` gives for every sub-environment; None after printing."""
+        """Return the result of `TokenEnv.render` for every sub-environment; None after printing."""
         if self.render_mode is None:
             gym.logger.warn(NO_MODE)
             return None
@@ -260,7 +260,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         return tuple(frames) if self.render_mode == "ansi" else tuple(map(frame_image, frames))
 
     def call(self, name: str, *args: object, **kwargs: object) -> tuple[Any, ...]:
-        """Return what a method, `name`, of `TokenEnv` gives in every row, or its attribute, as `SyncVectorEnv.call`.
+        """Return the attribute, or the result of the method, `name` of every `TokenEnv`, as `SyncVectorEnv.call` does.
 
         Raises: AttributeError for another name than those of attributes, `action_masks`, `get_state`, `set_state` and
             `render`.
@@ -274,7 +274,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
     def set_attr(self, name: str, values: object) -> None:
         """Set an attribute of every row: `np_random`, or one of your own, which `get_attr` returns.
 
-        Args: name: of the attribute. values: a list or tuple of N values, or one value for all rows.
+        Args: name: name of the attribute. values: a list or tuple of N values, or one value for all rows.
         Raises: ValueError for another number of values, or an attribute that the environment has had from its start.
         """
         rows = tuple(values) if isinstance(values, list | tuple) else (values,) * self.num_envs
@@ -371,28 +371,28 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
 
 
 def batch_env(task: Task, rows: int, split: str) -> TokenVectorEnv:
-    """Make an environment to play a batch to its end: no resets, one call of a reward that pays at the end."""
+    """Make an environment that plays a batch to its end: no resets, one reward call if the reward pays at the end."""
     together, mode = task.scorer.pays_at_end, AutoresetMode.DISABLED
     return TokenVectorEnv(task, rows, split=split, segments=True, autoreset_mode=mode, score_together=together)
 
 
 def scoring_together(env: VectorEnv[Any, Any, Any]) -> AbstractContextManager[None]:
-    """Return a block in which `env` scores all rows in one call, if it is a `TokenVectorEnv` and nothing else.
+    """Return a block in which `env` scores all rows in one call, if its type is exactly `TokenVectorEnv`.
 
-    Wrappers and subclasses see rewards step by step and may count on that, so nothing changes for them. In this block,
+    Wrappers and subclasses see rewards step by step and may depend on that, so nothing changes for them. In this block,
     add what `step` pays to rows that have ended, and what `settle_rest` returns, to the last actions of these rows.
     """
     return env.scoring_together() if type(env) is TokenVectorEnv else nullcontext()
 
 
 def settle_rest(env: VectorEnv[Any, Any, Any]) -> tuple[Floats, Infos]:
-    """Pay the rows of a vector environment that still wait, see `TokenVectorEnv.settle`; zeros where none does."""
+    """Pay the rows of a vector environment that still wait, see `TokenVectorEnv.settle`; zeros if none does."""
     inner = env.unwrapped
     return inner.settle() if isinstance(inner, TokenVectorEnv) else (np.zeros(env.num_envs), {})
 
 
 def refuse_together(env: object, who: str) -> None:
-    """Raise ValueError if `env` was made with `score_together=True`, for `who` credits rewards step by step."""
+    """Raise ValueError if `env` was made with `score_together=True`, because `who` credits rewards step by step."""
     if getattr(getattr(env, "unwrapped", env), "score_together", False):
         raise ValueError(
             f"env: has score_together=True, which pays a row after its last action; {who} credits rewards "

@@ -23,19 +23,20 @@ BUILTIN_CHAT = "<|user|>{prompt}<|end|><|assistant|>"
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """The action set, and the way between text and ids. Made by `load_vocabulary`.
+    """The action set, and the conversion between text and ids, made by `load_vocabulary`.
 
     Args:
-        size: V, the number of actions and of a model's logits, unused rows included.
+        size: V, the number of actions and of a model's logits, including unused rows.
         stop_ids: the ids that end an episode; may be empty.
-        pad_id: what fills observations on the right; may be a stop id or any other.
-        allowed: bool (V,), read-only; False at control tokens that are no stop id and at ids without a token.
+        pad_id: the id that pads observations on the right; may be a stop id or any other.
+        allowed: bool (V,), read-only; False for control tokens that are not stop ids and for ids without a token.
         codec: the tokenizer.
-        decoder: from a batch of ids to texts.
-        before_ids, after_ids: what a chat template or the tokenizer (BOS) puts around a prompt, for an encoder-decoder
-            its EOS, too. A tokenizer may merge the first or last of a chat template's with the prompt's own.
+        decoder: maps a batch of ids to texts.
+        before_ids, after_ids: ids that a chat template or the tokenizer (BOS) puts around a prompt, for an
+            encoder-decoder including its EOS. A tokenizer may merge the first or last of a chat template's ids with the
+            prompt's own.
         conversation: the chat template; None: there is none.
-        config: what the tokenizer_config.json of this tokenizer says.
+        config: the tokenizer_config.json of this tokenizer.
         has_types: whether a completion has the token type 1, as the second text of a pair that an encoder reads.
     """
 
@@ -54,12 +55,11 @@ class Vocabulary:
     def encode_prompt(self, text: str) -> tuple[int, ...]:
         """Return the ids of a prompt: the text, with the chat template or BOS around it.
 
-        With a chat template they are those of `apply_chat_template` with the generation prompt: the conversation is
-        written, then encoded as one text. What reads like a control token in `text` ("<|end|>") is encoded as plain
-        text.
+        With a chat template they are the ids of `apply_chat_template` with the generation prompt: the conversation is
+        written, then encoded as one text. Control tokens in `text` ("<|end|>") are encoded as plain text.
 
-        Raises: TypeError if it is no string; ValueError if it is empty, cannot be written as UTF-8, or has no
-        tokens, and as `Conversation.encode`.
+        Raises: TypeError if it is not a string; ValueError if it is empty, cannot be written as UTF-8, or has no
+            tokens, and as `Conversation.encode`.
         """
         if not isinstance(text, str):
             raise TypeError(f"prompt {text!r:.80} is a {type(text).__name__}, allowed is a string")
@@ -77,15 +77,15 @@ class Vocabulary:
         return (*self.before_ids, *ids, *self.after_ids)
 
     def decode(self, batch: Sequence[Sequence[int]]) -> list[str]:
-        """Return the texts of a batch of ids. Control, stop and unused ids leave nothing; bad UTF-8 is U+FFFD."""
+        """Return the texts of a batch of ids. Control, stop and unused ids decode to nothing; bad UTF-8 to U+FFFD."""
         return self.decoder(batch)
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer into an existing folder, as `AutoTokenizer.from_pretrained` reads it."""
+        """Write the tokenizer to an existing folder that `AutoTokenizer.from_pretrained` can read."""
         self.codec.save(folder, self.config)
 
     def token_text(self, token_id: int) -> str:
-        """Return the token `token_id` to show: its text, or its name in the vocabulary where it has no text."""
+        """Return a printable form of the token `token_id`: its text, or its name in the vocabulary if that is empty."""
         name = self.codec.token(token_id)
         if name is None:
             return f"<unused {token_id}>"
@@ -106,24 +106,24 @@ def load_vocabulary(
     """Make a vocabulary from any tokenizer. The tokenizer itself is never changed.
 
     Args:
-        tokenizer: None for the built-in world's; a path to a tokenizer.json or to its folder; a
-            `tokenizers.Tokenizer`; a Hugging Face tokenizer, fast or slow; a list of words (a word in angle
-            brackets is a control token). A folder is read as its tokenizer.json stands; give the object from
-            AutoTokenizer where the class rebuilds it, as transformers' LlamaTokenizer does.
-        stop: the tokens that end an episode, as strings or ids, one or several; () for none; None for the control
-            tokens that the model's generation config ends a text at, first the one that the chat template writes
-            after an answer (special or not), or else the tokenizer's EOS token, or none where it has none.
-        vocab_size: V, tokens, at most 2^22; a model's number of logits where that is larger than the tokenizer;
-            None: as many as the model's config.json says, at least those of the tokenizer.
-        chat: None uses the tokenizer's chat template if it has one; True demands one; False uses none;
-            "before{prompt}after" is a template by itself, and FILE.jinja one in Hugging Face's form. A template of
-            this form is rendered in a process of its own, and refused after 5 seconds of CPU time.
-        model: folder or hub id of the model whose generation config names the stop tokens, and its config the number
-            of logits and whether it is an encoder-decoder, whose prompts end as the tokenizer ends a text; None: the
-            stop tokens are those of the folder that the tokenizer is from.
+        tokenizer: None for the built-in world's; a path to a tokenizer.json or to its folder; a `tokenizers.Tokenizer`;
+            a Hugging Face tokenizer, fast or slow; or a list of words (a word in angle brackets is a control token).
+            For a folder, its tokenizer.json is read unchanged; pass the object from AutoTokenizer if its class rebuilds
+            it, as transformers' LlamaTokenizer does.
+        stop: the tokens that end an episode, as strings or ids, one or several; () for none. None: the control tokens
+            at which the model's generation config ends a text, first the one that the chat template writes after an
+            answer (special or not); without any, the tokenizer's EOS token, if it has one.
+        vocab_size: V, tokens, at most 2^22; a model's number of logits if that is larger than the tokenizer; None: the
+            number in the model's config.json, at least that of the tokenizer.
+        chat: None: the tokenizer's chat template if it has one; True: the same, but required; False: none;
+            "before{prompt}after": a template of its own; FILE.jinja: a template in Hugging Face's form, which is
+            rendered in a separate process and refused after 5 seconds of CPU time.
+        model: folder or hub id of the model whose generation config names the stop tokens, and whose config tells the
+            number of logits and whether it is an encoder-decoder (its prompts then end as the tokenizer ends a text);
+            None: the stop tokens are those of the tokenizer's folder.
     Raises: TypeError, ValueError or FileNotFoundError, naming the argument and what is allowed.
-    Warns: TextGymWarning of ids in a generation config that are no such tokens, unless the file says that it was
-        only derived from a model's config.
+    Warns: TextGymWarning about ids in a generation config that are not such tokens, unless the file says that it was
+    only derived from a model's config.
     """
     if tokenizer is stop is vocab_size is chat is model is None:
         return _builtin_vocabulary()

@@ -108,7 +108,7 @@ class Member(NamedTuple):
 
 
 class RewardModel(NamedReward):
-    """Pays the scores that Hugging Face sequence classifiers with one label give to prompt and completion.
+    """Pays the scores of Hugging Face sequence classifiers with one label for prompt and completion.
 
     A model whose tokenizer has a chat template reads the two messages through `apply_chat_template`; any other
     reads the prompt, the completion and the tokenizer's EOS token. See `textgym.lm.scoring.encode_exchange`.

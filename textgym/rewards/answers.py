@@ -91,7 +91,7 @@ def vote(text: str) -> Fraction | int | str:
 
 
 class FinalAnswer(Changed):
-    r"""Asks another reward about the final answers alone, of completions as of a column with right ones.
+    r"""Scores only the final answers of completions, and of a column of right answers, with another reward.
 
     A final answer stands behind the last `####`, in the last \boxed{} or between <answer> and </answer>; a text without
     such a mark is asked about as it is, so that `arithmetic` reads its last number. So right answers may be solutions
@@ -167,7 +167,7 @@ def _value(node: ast.expr, numbers: Counter[int]) -> Fraction:
 
 @dataclass(frozen=True)
 class Countdown(NamedReward):
-    """Pays 1 for an expression of the given numbers, each used at most once, that comes to the target, else 0.
+    """Pays 1 for an expression of the given numbers, each used at most once, that equals the target, else 0.
 
     An expression has whole numbers, + - * / and brackets; what follows a `=` is not read. Reasoning before it needs
     `final_answer` around this reward.
@@ -208,7 +208,7 @@ def _reaches(text: str, given: Sequence[Fraction | int], target: Fraction | int)
 
 @dataclass(frozen=True)
 class RightSteps(NamedReward):
-    """Pays the share of a solution's steps that the completion has made: a process reward. Range [0, 1].
+    """Pays the share of a solution's steps that the completion contains: a process reward. Range [0, 1].
 
     A step is a line, ended by its line break, with an equation, as `3 + 4 = 7`, that holds. It counts where a step of
     the solution has the same result, each of them once, so neither wrong equations nor repetitions pay. With `shaped`

@@ -178,7 +178,7 @@ class Changed(Wrapped):
 
 
 class Clipped(Changed):
-    """Another reward, kept within [low, high]. NaN and infinities pass, for they are failures.
+    """Clips another reward to [low, high]. NaN and infinities are not clipped, because they are failures.
 
     It is one term, under the other reward's name; clip inside a `Weighted` to keep its terms.
 
@@ -207,7 +207,7 @@ class Clipped(Changed):
 
 
 class Grouped(Changed):
-    """Asks another reward once for each prompt of a batch, with all completions of that prompt.
+    """Calls another reward once per prompt of a batch, with all completions of that prompt.
 
     So that reward may compare them: rank them, or pay what none of the others has. It is asked in the order in which
     prompts first appear; where it is `async def`, the prompts wait together.
@@ -247,7 +247,7 @@ def _of_rows(column: Column, rows: Sequence[int]) -> Column:
 
 
 class RunningNorm(Changed):
-    """Another reward, less its running mean and divided by its running standard deviation.
+    """Normalises another reward by its running mean and running standard deviation.
 
     The statistics are those of all finite values so far, the batch at hand included, so such a reward is no fixed
     function of the text. None abstains and is not counted; NaN and infinities pass, for they are failures.
@@ -360,7 +360,7 @@ class Blurred(Wrapped, TermReward):
 
 
 class FromMessages(Changed):
-    """A reward of texts, given or as a spec, for TRL's conversational data: messages are turned into texts first.
+    """Applies a reward of texts to TRL's conversational data: messages are converted to texts first.
 
     Texts pass as they are, so one object serves both kinds of data.
 
@@ -377,7 +377,7 @@ class FromMessages(Changed):
 
 
 class ToMessages(Changed):
-    """A reward of lists of messages, given or as a spec, as TRL has them: texts are wrapped into messages for it.
+    """Applies a reward of lists of messages, as in TRL, to texts, which are wrapped into messages first.
 
     Raises: as `make_reward` does; ValueError for a reward that is paid at every token or noisy.
     """

@@ -30,7 +30,7 @@ class _EveryPrefix(Wrapped, TermReward):
 
 
 class Dense(_EveryPrefix):
-    """Pays another reward of the text so far after every token.
+    """Pays another reward, of the text so far, after every token.
 
     Raises: as `make_reward` does; ValueError for a reward that is not paid at the end.
     """
@@ -41,7 +41,7 @@ class Dense(_EveryPrefix):
 
 
 class Shaped(_EveryPrefix):
-    """Pays differences of another reward as the text grows; they add up to that reward of the finished text.
+    """Pays the differences of another reward as the text grows; they add up to the finished text's reward.
 
     See `potential_difference` for what each token earns.
 
@@ -79,7 +79,7 @@ def potential_difference(
 
 
 class PerToken(NamedReward):
-    """Pays every token what a function says of it.
+    """Pays for every token what a function returns for it.
 
     The function is called as a reward is, after every token with the texts so far, and returns for each completion one
     number for each of its `completion_ids`, reward units. The last of them is paid: what it says of earlier tokens was

@@ -95,7 +95,7 @@ class Forbidden(NamedReward):
 
 @dataclass(frozen=True)
 class LetterCase(NamedReward):
-    """Pays 1 for a completion whose letters are all of one case, else 0; without any letter that has a case, 0.
+    """Pays 1 for a completion whose letters all have the given case, else 0; 0 without cased letters.
 
     Args:
         case: "lower" or "upper".
@@ -116,7 +116,7 @@ class LetterCase(NamedReward):
 
 @dataclass(frozen=True)
 class Edges(NamedReward):
-    """Pays 1 for a completion that begins with `start` and ends with `end`, white space around it aside, else 0.
+    """Pays 1 for a completion that begins with `start` and ends with `end`, ignoring outer white space, else 0.
 
     Args:
         start, end: texts, one of them at least not empty.

@@ -236,7 +236,7 @@ def _pattern(_: object, pattern: str, instance: object, schema: object) -> Itera
 
 @dataclass(frozen=True)
 class JsonSchema(Rebuilt, TermReward):
-    """Pays for a completion that is JSON and valid against a schema. Range [0, 1].
+    """Pays for a completion that is JSON and valid under a schema. Range [0, 1].
 
     Terms: `parses`, paid for any JSON (read strictly, see `textgym.rewards.json`); `valid`, the rest of
     1, for JSON that is valid.
@@ -306,7 +306,7 @@ def _cached_validator(text: str, argument: str) -> Validator:
 
 @dataclass(frozen=True)
 class JsonValues(NamedReward):
-    """Pays the share of the right object's keys that the completion has with the same value. Range [0, 1].
+    """Pays the share of the right object's keys that have the same value in the completion. Range [0, 1].
 
     The completion has to be a JSON object; other keys in it are passed over. Values are compared as JSON
     compares them: 1 and 1.0 are equal, 1 and true are not. Numbers are exact decimals: 0.1 is what the float 0.1 is

@@ -181,7 +181,7 @@ TARGETS: Final = {"positive": 1.0, "negative": -1.0}
 
 @dataclass(frozen=True)
 class Sentiment(Rebuilt, NamedReward):
-    """Pays 1 - |compound - target| / 2 for VADER's compound score, in [-1, 1], of the completion.
+    """Pays 1 - |compound - target| / 2, where compound is VADER's score of the completion in [-1, 1].
 
     Range [0, 1]. With target "positive" that is (1 + compound) / 2, with "negative" (1 - compound) / 2. A text
     without any word of the lexicon, the empty one too, has compound score 0 and so earns 0.5 with either.

@@ -211,7 +211,7 @@ def template_regex(template: str) -> str:
 
 @dataclass(frozen=True)
 class Format(Rebuilt, NamedReward):
-    """Pays 1 for a completion that is the template with its slots filled in, nothing before or after it.
+    """Pays 1 for a completion that is exactly the template with its slots filled in.
 
     Args:
         template: fixed text with slots in braces, as "<think>{thought}</think><answer>{answer}</answer>"; a

@@ -165,7 +165,7 @@ class Asking(NamedReward, ABC, Generic[Session]):
 
 
 class Concurrent(Asking[None]):
-    """Asks an async function of yours for every completion by itself, many at once, with retries and a cache.
+    """Calls your async function for each completion, many at once, with retries and a cache.
 
     The function is `async def score(prompt, completion, **row)`, where `row` has the completion's values of `columns`;
     it returns a number, or None to abstain.
@@ -213,7 +213,7 @@ class Concurrent(Asking[None]):
 
 
 class Judge(Asking["AsyncOpenAI"]):
-    """Asks a language model behind an API such as OpenAI's for a score, by a rubric.
+    """Asks a language model behind an API such as OpenAI's for a score based on a rubric.
 
     The answer has to be one JSON object with a number "score" in range, and nothing around it; any other is asked for
     again. Needs `pip install "textgym[judge]"`.

@@ -14,7 +14,7 @@ from textgym.rewards.words import Unit, check_stop_ids, composed, folded, is_who
 
 @dataclass(frozen=True)
 class ContainsAll(NamedReward):
-    """Pays the share of `words` that the completion contains, anywhere. Range [0, 1].
+    """Pays the share of `words` that occur anywhere in the completion. Range [0, 1].
 
     Composed and decomposed letters, and compatible ones (ligatures, full width) are equal.
 
@@ -41,7 +41,7 @@ class ContainsAll(NamedReward):
 
 @dataclass(frozen=True)
 class Length(NamedReward):
-    """Pays 1 for a completion of `target` units and 1 / `width` less for each unit more or fewer.
+    """Pays 1 for a completion of `target` units, and 1 / `width` less for each unit of difference.
 
     Range [0, 1].
 
@@ -106,7 +106,7 @@ def check_words(argument: str, words: object) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class NoRepeat(NamedReward):
-    """Pays 1 less the share of the completion's n-grams that repeat an earlier one.
+    """Pays 1 minus the share of the completion's n-grams that repeat an earlier one.
 
     Range [0, 1]: 1 where all n-grams differ. Where there are fewer than `least`, the missing ones count as
     repeated, so that silence does not pay; with `least` = 0 a text without any n-gram earns 1.
@@ -176,7 +176,7 @@ class LengthPenalty(NamedReward):
 
 @dataclass(frozen=True)
 class MissingStopPenalty(NamedReward):
-    """Pays -`penalty` where the last token is none of `stop_ids` (or there is none), else 0.
+    """Pays -`penalty` if the last token is not in `stop_ids` (or there is no token), else 0.
 
     Args:
         stop_ids: token ids, at least one; a task's are `task.vocabulary.stop_ids`.
@@ -204,7 +204,7 @@ Mode = Literal["share", "all"]
 
 @dataclass(frozen=True)
 class Keywords(NamedReward):
-    """Pays for using words as whole words, in any order. Range [0, 1].
+    """Pays for using given words as whole words, in any order. Range [0, 1].
 
     A word is whole where no letter, digit or underscore goes on with it: "cat" is in "The cat!", not in "cats"
     or "concat"; at an end that is none of these ("c++") anything may follow. Phrases ("the hat") are allowed.

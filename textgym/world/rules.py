@@ -263,7 +263,7 @@ def untruth(reading: ReadAnswer) -> float:
 
 
 class HonestRules(WorldRules):
-    """Pays for saying what is true and for admitting what is not known. Range [-1, 1].
+    """Pays for true statements and for admitting what is not known. Range [-1, 1].
 
     Content c in [0, 1] of an answer to a fact or a sum: as in `HelpfulRules` where the right claim is made,
     0.1 for 'I do not know' without it, else 0. Of an answer to a question that nobody can answer: 1 for
