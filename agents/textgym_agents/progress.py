@@ -1,4 +1,4 @@
-"""What learning shows as it goes: metrics as a line of text, and a progress bar for scripts and notebooks."""
+"""Progress of learning: metrics as a line of text, and a progress bar for scripts and notebooks."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ LINE: Final = {
     "eval/kl": "held-out kl",
     "eval/optimality": "optimality",
 }
-"""Metric -> what a line calls it."""
+"""Labels of the metrics in a line."""
 
 
 def figure(name: str, value: float) -> str:
-    """Return a metric for people. A KL that is 0 but for rounding, below 1e-6 nats in size, is 0 and has no sign."""
+    """Format a metric. A KL of less than 1e-6 nats in size is rounding and shown as 0, without a sign."""
     return f"{round(value, 6) + 0.0:.4g}" if "kl" in name else f"{value:.4g}"
 
 
 def metrics_line(row: Metrics, labels: Mapping[str, str] = LINE) -> str:
-    """Return those metrics that have a label as text: "reward 0.81  kl 1.9"."""
+    """Format those metrics that have a label as text: "reward 0.81  kl 1.9"."""
     cells = ((label, name, row.get(name)) for name, label in labels.items())
     return "  ".join(f"{label} {figure(name, value)}" for label, name, value in cells if value is not None)
 
 
 class ProgressBar:
-    """A callback for `Agent.learn` that shows how far learning has come: `agent.learn(env, 4096, ProgressBar(4096))`.
+    """A progress bar as a callback for `Agent.learn`: `agent.learn(env, 4096, ProgressBar(4096))`.
 
-    In a terminal and in Jupyter it is one line with a bar, the time left and the latest metrics, which is written
-    over; where the output goes to a file, a line for each tenth of the budget.
+    In a terminal and in Jupyter it is one line with a bar, the time left and the latest metrics, updated in place; if
+    the output is a file, it prints a line for each tenth of the budget.
 
     Args:
-        episodes: the budget that `learn` is given. then: called with the same metrics; its answer is passed on.
+        episodes: the budget of `learn`. then: called with the same metrics; its result is returned.
     Raises: ValueError for a budget below 1.
     """
 

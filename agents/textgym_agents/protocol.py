@@ -1,4 +1,4 @@
-"""The protocol of agents with its defaults, and how an agent reads its observations."""
+"""The agent protocol with its defaults, and how an agent reads its observations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Observation = Mapping[str, NDArray[Any]]
 """Arrays of B states: `input_ids` and `attention_mask`, (B, L)."""
 Metrics = dict[str, float]
 Callback = Callable[[Metrics], bool | None]
-"""Called with the metrics of every iteration; True ends learning."""
+"""Called with the metrics of every iteration; returning True stops learning."""
 
 
 class _HasValues:
@@ -37,57 +37,58 @@ class _HasValues:
 
 
 class Agent(ABC):
-    """A policy that may learn: five methods to write, and what TextGym asks besides, with the defaults.
+    """A policy that may learn: five methods to implement, and optional attributes and methods with defaults.
 
-    A class need not derive from this one. One that only has the five methods gets the defaults when it is first met,
-    see `as_agent` and `complete`, and takes part in evaluation, benchmark and command line all the same.
+    A class need not derive from this one. A class that only has the five methods gets the defaults when it is first
+    used, see `as_agent` and `complete`, and works with evaluation, benchmark and command line as well.
     """
 
     name: str = ""
-    """Its registered name, which `save` writes; empty for an agent without one."""
+    """Registered name, which `save` writes; empty for an agent without one."""
     config: object = None
-    """Its settings, a dataclass; None for an agent without any."""
+    """The settings, a dataclass; None for an agent without any."""
     config_type: ClassVar[type[Any] | None] = None
-    """The dataclass of `config`; None: what the constructor's `config` is annotated with."""
+    """The dataclass of `config`; None: the annotation of the constructor's `config`."""
     iteration: int | None = None
     """Iterations learned so far, for an agent that counts and saves them: a resumed run continues from there."""
     learns: ClassVar[bool] = True
-    """Whether `learn` changes the policy. One that never does is evaluated once."""
+    """Whether `learn` changes the policy. A policy that never changes is evaluated once."""
     plans: ClassVar[bool] = False
-    """Whether acting searches: then answers change what later ones are, and untrained it is not the reference."""
+    """Whether acting searches: then earlier answers change later ones, and an untrained agent differs from the
+    reference."""
     greedy: ClassVar[bool] = False
-    """Whether the policy has no entropy, so that it never is the reference, and has no finite KL."""
+    """Whether the policy has no entropy, so that it is never the reference and has no finite KL."""
     offline: bool = False
-    """Whether others than the policy write the texts that it learns from."""
+    """Whether the texts that it learns from are not written by the policy."""
     critic: bool = _HasValues()  # type: ignore[assignment]
-    """Whether `values` gives V(s). The default is whether the class has a method `values` of its own."""
+    """Whether `values` returns V(s). By default, whether the class has its own method `values`."""
     group: int = 1
-    """Consecutive episodes of a batch that answer the same prompt; divides the sub-environments."""
+    """Number of consecutive episodes of a batch with the same prompt; must divide the number of sub-environments."""
     objective_tokens: ClassVar[int | None] = None
-    """Tokens of the longest answer for which it maximises J itself, KL included; None: of any length."""
+    """Maximum answer length, tokens, at which it maximises J itself, KL included; None: any length."""
     chosen: str = ""
-    """How a setting that was left to the agent has been chosen, a sentence; "" as long as there is nothing to say."""
+    """A sentence on how a setting that was left to the agent has been chosen; "" if there is nothing to report."""
     resumes: ClassVar[bool] = False
-    """Whether a saved and loaded agent learns on bit for bit: then a benchmark cell that was cut off is resumed, not
-    started over."""
+    """Whether a saved and loaded agent continues bit for bit; an interrupted benchmark cell is then resumed, not
+    restarted."""
 
     @abstractmethod
     def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
         """Learn from `episodes` episodes of `env`.
 
         Args:
-            env: a vector environment (`make_env`), which may be wrapped, or what the agent asks for.
-            episodes: the budget; the unit that all agents are compared in.
+            env: a vector environment (`make_env`), which may be wrapped, or another one that the agent requires.
+            episodes: the budget; the unit in which all agents are compared.
             callback: called with the metrics of every iteration; returning True stops learning.
         """
 
     @abstractmethod
     def act(self, observation: Observation, deterministic: bool = False) -> Ints:
-        """Return token ids (B,) for a batch of observations; the likeliest ones if `deterministic`."""
+        """Return token ids (B,) for a batch of observations; the most likely ones if `deterministic`."""
 
     @abstractmethod
     def log_probs(self, observation: Observation) -> NDArray[np.floating[Any]] | None:
-        """Return next-token log-probabilities (B, V) in nats, or None for an agent that has none."""
+        """Return next-token log-probabilities (B, V) in nats, or None for an agent without them."""
 
     @abstractmethod
     def save(self, path: str | Path) -> None:
@@ -114,24 +115,24 @@ class Agent(ABC):
         return None
 
     def check_learning(self, env: TokenVectorEnv) -> None:
-        """Raise what would stop `learn` on `env` at once, as data that are missing: it is asked before any work."""
+        """Raise any error that would stop `learn` on `env` at once, such as missing data, before any work is done."""
         del env  # nothing would
 
     def caveat(self, task: Task, split: str) -> str:
-        """Return what has to be known of its measures on the prompts of a task's split, a sentence; "" for nothing."""
+        """Return a sentence to know about its measures on the prompts of a task's split; "" for none."""
         return ""
 
     def own_reference(self) -> Reference | None:
-        """Return what its KL is measured from where that is not the task's reference, else None."""
+        """Return the reference of its KL if it differs from the task's reference, else None."""
         return None
 
     def conformance_hooks(self) -> Mapping[str, Callable[..., Any]]:
-        """Return functions that let `textgym check` see its training, see `textgym_agents.conformance.hooks`."""
+        """Return functions that let `textgym check` observe its training, see `textgym_agents.conformance.hooks`."""
         return {}
 
 
 class DrawingAgent(Agent):
-    """An agent that draws its tokens from its own log-probabilities, by a generator that its config's `seed` seeds."""
+    """An agent that samples tokens from its own log-probabilities, with a generator seeded by its config's `seed`."""
 
     @cached_property
     def _acting(self) -> np.random.Generator:
@@ -151,7 +152,7 @@ _DEFAULTS = tuple(name for name in vars(Agent) if not name.startswith("_") and n
 
 
 def complete(kind: type) -> type[Agent]:
-    """Fill in what a class with the five methods of `Agent` leaves out, as `functools.total_ordering` does; return it.
+    """Add the defaults that a class with the five methods of `Agent` lacks, like `functools.total_ordering`; return it.
 
     From then on its objects are instances of `Agent`.
     """
@@ -164,7 +165,7 @@ def complete(kind: type) -> type[Agent]:
 
 
 def as_agent(agent: object) -> Agent:
-    """Return the same object as an `Agent`, whatever its class, with the defaults that it leaves out."""
+    """Return the same object as an `Agent`, whatever its class, with the defaults that it lacks."""
     complete(type(agent))
     assert isinstance(agent, Agent)
     return agent
@@ -178,7 +179,7 @@ def token_rows(observation: Observation) -> list[tuple[int, ...]]:
 
 
 def prompt_lengths(observation: Observation) -> Ints:
-    """Return the tokens of each state's prompt, (B,).
+    """Return the number of prompt tokens of each state, (B,).
 
     Raises: ValueError for observations without `segment_ids`.
     """
@@ -191,11 +192,11 @@ def prompt_lengths(observation: Observation) -> Ints:
 
 
 class StateFinder:
-    """Finds the states that observations show.
+    """Finds the states that belong to observations.
 
     Args:
         task: supplies the prompts of all splits.
-        scored: whether what is found is scored, by the data of its prompt.
+        scored: whether the found states are scored, using the data of their prompts.
     """
 
     def __init__(self, task: Task, scored: bool = False) -> None:
@@ -213,7 +214,7 @@ class StateFinder:
         self._unclear = {ids for ids, found in data.items() if len(found) > 1}
 
     def states(self, observation: Observation) -> list[tuple[str, TokenState]]:
-        """Return split and state of each of B observations, taken to be running.
+        """Return split and state of each of B observations, which are assumed to be running.
 
         Raises: ValueError for observations without `segment_ids`.
         """

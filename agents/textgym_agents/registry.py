@@ -1,4 +1,4 @@
-"""Agents by name, by `module:Class` or by `hf:MODEL`, and the environments that they learn in."""
+"""Find agents by name, by `module:Class` or by `hf:MODEL`, and make the environments that they learn in."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ if TYPE_CHECKING:
     from textgym_agents.config import TrainSettings
 
 HF = "hf:"
-"""What the name of a causal LM or PEFT adapter as an agent begins with; its folder or hub id follows."""
+"""Prefix of the folder or hub id of a causal LM or PEFT adapter that is used as an agent."""
 TextEnv = gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
-"""An environment of TextGym, single or vector, which may be wrapped."""
+"""A TextGym environment, single or vector, possibly wrapped."""
 
 
 def register_agent(name: str, target: type[Agent] | str, summary: str = "") -> Entry:
-    """Give an agent a name. Its constructor may take `task`, `env` and `config`, which are found by name.
+    """Register an agent under a name. Its constructor may take `task`, `env` and `config`, matched by name.
 
     Args:
         name: a text without spaces, ":" and "/".
         target: its class, or "module:Class", imported when it is first needed.
         summary: one line for people.
-    Returns: what the registry keeps of it.
+    Returns: the entry in the registry.
     Raises: ValueError for a bad name, or one that is taken by another class.
     """
     return AGENTS.add(Entry(name, target, summary))
 
 
 def agent_names() -> list[str]:
-    """Return the names of all agents, sorted."""
+    """Return the sorted names of all agents."""
     return sorted(AGENTS)
 
 
 def agent_class(agent: str | type) -> type[Agent]:
-    """Return the class of a name, of `module:Class`, or of `hf:FOLDER_OR_ID`; a class itself is checked alone.
+    """Return the class for a name, `module:Class`, or `hf:FOLDER_OR_ID`; a class is only checked and returned.
 
     Raises: ValueError for an unknown name or a class that lacks a method of `Agent`; ImportError if the module cannot
         be imported.
@@ -76,9 +76,9 @@ def agent_class(agent: str | type) -> type[Agent]:
 def config_class(agent: type) -> type[DataclassInstance] | None:
     """Return the dataclass that an agent's constructor takes as `config`, or None if it takes none.
 
-    That is its `config_type`, or else what the parameter is annotated with.
+    It is the class's `config_type`, or else the annotation of the parameter.
 
-    Raises: ValueError for a `config_type` that is no dataclass, or that the constructor does not take.
+    Raises: ValueError for a `config_type` that is not a dataclass, or that the constructor does not take.
     """
     hint: object = complete(agent).config_type
     takes = "config" in inspect.signature(agent).parameters
@@ -97,9 +97,9 @@ def config_class(agent: type) -> type[DataclassInstance] | None:
 
 
 def make_config(agent: type, settings: Mapping[str, object]) -> DataclassInstance | None:
-    """Return the agent's config with these settings; None for an agent without one.
+    """Return the agent's config with these settings; None for an agent without a config.
 
-    Raises: TypeError for a setting that it does not have, with the nearest one.
+    Raises: TypeError for an unknown setting, with the nearest name.
     """
     kind = config_class(agent)
     allowed = [] if kind is None else [field.name for field in fields(kind)]
@@ -113,10 +113,10 @@ def make_config(agent: type, settings: Mapping[str, object]) -> DataclassInstanc
 
 
 def batch_of(config: object, episodes: int, processes: int = 1) -> int:
-    """Return the episodes of an iteration of an agent with this budget; 64 where its config has no batch.
+    """Return the episodes per iteration of an agent with this budget; 64 if its config has no batch.
 
-    A batch that is None is the largest of 64, 128 and 256 that leaves sixteen iterations, 64 where none does, and a
-    group for each process at least.
+    A batch of None is the largest of 64, 128 and 256 that gives sixteen iterations, or 64 if none does, and at least
+    one group for each process.
     """
     batch = getattr(config, "batch", 64)
     if batch is not None:
@@ -126,7 +126,7 @@ def batch_of(config: object, episodes: int, processes: int = 1) -> int:
 
 
 def with_batch(settings: TrainSettings, processes: int) -> TrainSettings:
-    """Return a run's settings with the batch that its budget gives, where the agent's config leaves it open."""
+    """Return a run's settings with the batch for its budget filled in, if the agent's config leaves it open."""
     config = make_config(agent_class(settings.agent), settings.config)
     if getattr(config, "batch", 0) is not None:
         return settings
@@ -139,7 +139,7 @@ def make_agent(agent: str | type[Agent], env: TextEnv, config: object = None, **
     Args:
         agent: a registered name, `module:Class`, `hf:FOLDER_OR_ID` or a class.
         env: an environment of the task, single or vector.
-        config: the agent's config; None makes one of `settings`.
+        config: the agent's config; None: it is made from `settings`.
         settings: fields of the agent's config.
     Raises: ValueError or TypeError, naming what is wrong and what is allowed.
     """
@@ -155,14 +155,14 @@ def make_agent(agent: str | type[Agent], env: TextEnv, config: object = None, **
 
 
 def load_agent(path: str | Path, env: TokenVectorEnv, agent: str | None = None, trust_pickle: bool = False) -> Agent:
-    """Read a saved agent, ready to act or to go on learning.
+    """Load a saved agent, ready to act or to continue learning.
 
     Args:
-        path: the folder that `save` wrote, or a run's folder that has it as `checkpoint`; or the .zip file of a model
-            that Stable-Baselines3 itself saved, which can act only.
+        path: the folder that `save` wrote, or a run folder that contains it as `checkpoint`; or a .zip file of a
+            Stable-Baselines3 model, which can only act.
         env: an environment of the task.
-        agent: its name or `module:Class`; None takes the registered name that the folder holds. A .zip has to have it.
-        trust_pickle: reading a .zip runs the code in it; without this it is refused.
+        agent: its name or `module:Class`; None: the registered name in the folder. Required for a .zip.
+        trust_pickle: must be True to load a .zip, because that runs the code in it.
     Raises: ValueError if there is no such agent.
     """
     folder = Path(path)
@@ -193,12 +193,12 @@ def load_agent(path: str | Path, env: TokenVectorEnv, agent: str | None = None, 
 
 
 def load_guide(path: str | Path, task: Task) -> Agent:
-    """Read the saved agent that guides another one on a task, see `load_agent`."""
+    """Load the saved agent that guides another one on a task, see `load_agent`."""
     return load_agent(path, TokenVectorEnv(task, 1, autoreset_mode=AutoresetMode.DISABLED))
 
 
 def find_guide(path: str | Path, task: Task) -> Agent | None:
-    """Return what `load_guide` does, None where there is neither a saved agent nor a run with one."""
+    """Return the result of `load_guide`, or None if there is neither a saved agent nor a run with one."""
     saved = any((Path(path) / name).exists() for name in ("agent.json", "checkpoint"))
     return load_guide(path, task) if saved else None
 
@@ -218,12 +218,12 @@ def _task_for(agent: object, kind: type, env: TextEnv) -> Task | None:
 
 
 def make_env(env_id: str, num_envs: int, **options: Any) -> TokenVectorEnv:
-    """Make the vector environment that agents learn in: it waits for `reset` when all episodes have ended.
+    """Make the vector environment that agents learn in; it waits for `reset` when all episodes have ended.
 
     Args:
-        env_id: as for `gymnasium.make_vec`; the module of `module:ID` may lie in the current folder.
-        num_envs: sub-environments.
-        options: of the environment and its task.
+        env_id: an id as for `gymnasium.make_vec`; the module of `module:ID` may be in the current folder.
+        num_envs: number of sub-environments.
+        options: options of the environment and its task.
     """
     if ":" in env_id:
         import_user_module(env_id.partition(":")[0])
@@ -232,13 +232,13 @@ def make_env(env_id: str, num_envs: int, **options: Any) -> TokenVectorEnv:
 
 
 def with_model(env_id: str, options: JsonObject, model: str | None) -> JsonObject:
-    """Return the options of an environment for a training that starts from a model.
+    """Return the environment options for a training that starts from a model.
 
-    Where they name neither tokenizer nor reference, and the model has a tokenizer other than the built-in one, it is
-    the reference: a task of one's own then takes tokenizer, vocabulary, stop tokens and chat template from it.
+    If they name neither tokenizer nor reference, and the model's tokenizer differs from the built-in one, the model
+    becomes the reference: a task of your own then takes its tokenizer, vocabulary, stop tokens and chat template.
 
     Args:
-        env_id: its full id. options: those that were given. model: a folder or hub id; None for none.
+        env_id: the full id. options: the given options. model: a folder or hub id; None for none.
     """
     from textgym.codecs.sources import model_tokenizer
 

@@ -1,5 +1,4 @@
-"""GRPO on a causal LM: advantages relative to the group of a prompt's completions, with variants from several
-papers."""
+"""GRPO on a causal LM: advantages relative to the group of a prompt's completions, with several papers' variants."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Value-guided decoding: before each token, a trained critic evaluates candidate tokens, and the prior is
-reweighted."""
+"""Value-guided decoding: before each token, a trained critic evaluates candidates and reweights the prior."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The doctor: eighteen conditions under which nothing is learned, or the wrong thing, read off the metrics of a run.
+"""The doctor's eighteen conditions, read from a run's metrics, under which nothing, or the wrong thing, is learned.
 
-A condition is data: the metrics that it needs, and a pure function of some rows of them that returns a number where
-something is wrong. Thresholds stand in the docstrings of these functions, with their reasons. What drifts because it
-pays (shorter or longer answers, less entropy) is learning: such conditions look at the objective as well.
+A condition is data: the metrics that it needs, and a pure function of some of their rows that returns a number if
+something is wrong. The docstrings of these functions give the thresholds and their reasons. A drift that pays (shorter
+or longer answers, less entropy) is learning, so such conditions also look at the objective.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from textgym_agents.training.evidence import (
 )
 
 Check = Callable[[Sequence[Row]], float | None]
-"""From rows, the newest last, to a number that shows what is wrong; None where nothing is."""
+"""Maps rows, the newest last, to a number that shows what is wrong, or to None."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,11 @@ class Condition:
     """Something that can be wrong with a run.
 
     Args:
-        name: as tables and lines call it.
-        needs: the metrics without which it cannot be judged; `val/cut_rate` have tasks with a stop token alone.
-        check: what finds it. meaning: what the number says. advice: which setting to change.
-        finite: metrics that have to be finite numbers, and that it names where they are not; the first of `needs`
-            if none is given.
-        without: metrics of what would make the number mean something else; a run that has them is not judged.
+        name: name in tables and lines.
+        needs: metrics without which it cannot be judged; only tasks with a stop token have `val/cut_rate`.
+        check: the function that detects it. meaning: what the number means. advice: which setting to change.
+        finite: metrics that must be finite numbers, and that it names if they are not; by default the first of `needs`.
+        without: metrics that would change the meaning of the number; a run that has them is not judged.
     """
 
     name: str
@@ -266,79 +265,79 @@ CONDITIONS: Final = (
         "completions cut off by the budget",
         ("val/cut_rate",),
         beyond("val/cut_rate", 0.5),
-        "more than half of the completions have no end: the reward judges unfinished texts",
-        "raise max_new_tokens, or make the reward say what an unfinished text is worth",
+        "more than half of the completions are cut off: the reward judges unfinished texts",
+        "raise max_new_tokens, or define the reward of an unfinished text",
     ),
     Condition(
         "all rewards of a group equal",
         ("val/equal_groups", "objective/scores_std"),
         equal_groups,
-        "no group has an advantage, though prompts earn differently: nothing is learned",
-        "raise group, take prompts that are sometimes solved, or a reward with degrees",
+        "no group has an advantage, although rewards differ between prompts: nothing is learned",
+        "raise group, or use prompts that are sometimes solved, or a reward with partial credit",
     ),
     Condition(
         "reward constant or NaN",
         ("objective/scores", "objective/scores_std"),
         constant_reward,
-        "every completion earns the same, or no number: there is nothing to learn from",
-        "look at what the reward gets and returns for one completion (textgym play ID)",
+        "every completion has the same reward, or NaN: there is nothing to learn from",
+        "check what the reward receives and returns for one completion (textgym play ID)",
     ),
     Condition(
         "stop token never sampled",
         ("val/num_eos_tokens", "val/cut_rate"),
         throughout("val/num_eos_tokens", 0.0, FEW),
-        "no completion of the last batches has ended by itself",
-        "check stop= of the task against what the model was trained to end with; fine-tune it first (textgym sft)",
+        "no completion of the last batches ended by itself",
+        "compare stop= of the task with the model's own end token, or fine-tune it first (textgym sft)",
     ),
     Condition(
         "chat template or BOS missing or doubled",
         ("prompt/openings",),
         openings,
-        "prompts are opened this often by chat template or BOS, and once is right: the model reads what it never saw",
-        "leave chat=None to the tokenizer's own template, and give prompts as plain texts, without its tokens",
+        "chat templates or BOS per prompt, which should be 1: the model reads prompts unlike those of its training",
+        "use chat=None, the tokenizer's own template, and pass prompts as plain texts, without its tokens",
     ),
     Condition(
         "entropy collapse",
         ("policy/entropy_avg", "objective/scores"),
         entropy_collapse,
-        "nats a token, under a tenth of what they were, before the reward is won: nothing new is tried",
+        "nats per token, less than a tenth of the maximum, before the reward is won: nothing new is tried",
         "lower learning_rate, raise beta or entropy_coefficient",
     ),
     Condition(
         "KL explosion or negative KL",
         ("objective/kl",),
         kl_fault,
-        "nats a sequence: below 0 the reference is scored wrongly, far above 10 the policy has left it",
+        "nats per sequence: below 0, the reference is scored wrongly; far above 10, the policy has left it",
         "lower learning_rate or raise beta (or set kl_target); below 0, compare temperature and tokens of both models",
     ),
     Condition(
         "ratio not 1 at the first mini-batch",
         ("val/first_kl",),
         first_ratio,
-        "nats between the policy that learns and the one that sampled, before any step: dropout, another temperature",
-        "turn dropout off, score with the same temperature, masks and precision as are sampled with",
+        "nats between the learning policy and the one that sampled, before any step: dropout or another temperature",
+        "turn dropout off, and score with the temperature, masks and precision used for sampling",
     ),
     Condition(
         "clip fraction saturated",
         ("policy/clipfrac_avg",),
         beyond("policy/clipfrac_avg", 0.5, 5),
-        "more than half of the tokens are outside the clip range, and give no gradient",
+        "more than half of the tokens are outside the clip range and give no gradient",
         "lower learning_rate, epochs or minibatches",
     ),
     Condition(
         "value loss useless",
         ("val/explained_variance", "objective/scores"),
         useless_critic,
-        "explained variance of the returns: the critic is worse than a constant, and its advantages are noise",
-        "raise value_rate or value_coefficient, or take an agent without a critic (rloo)",
+        "explained variance of the returns: the critic is worse than a constant, so its advantages are noise",
+        "raise value_rate or value_coefficient, or use an agent without a critic (rloo)",
         ("loss/value_avg",),
     ),
     Condition(
         "gradient norm always clipped",
         ("policy/grad_scale", "objective/scores"),
         always_clipped,
-        "times its length is what clipping left of the gradient, for five iterations: max_grad_norm sets the step",
-        "raise max_grad_norm, or the batch",
+        "factor by which clipping scales the gradient, for five iterations: max_grad_norm sets the step",
+        "raise max_grad_norm or batch",
         ("policy/grad_scale", "policy/grad_norm", "loss/policy_avg"),
     ),
     Condition(
@@ -346,35 +345,35 @@ CONDITIONS: Final = (
         ("lr",),
         throughout("lr", 0.0, 2),
         "nothing can be learned",
-        "set learning_rate, and look at warmup and schedule",
+        "set learning_rate, and check warmup and schedule",
     ),
     Condition(
         "reward hacking",
         ("eval/gold",),
         hacked,
-        "the gold reward, or a probe, has lost this much since its best, and the reward has risen",
+        "loss of the gold reward, or a probe, since its best, while the reward has risen",
         "raise beta, stop at the best gold (keep_last), or train another reward model on the new completions",
     ),
     Condition(
         "length drift",
         ("completion_length", "objective/scores"),
         length_drift,
-        "times the length of ten iterations ago, and no gain with it",
-        "average the loss by aggregation=constant, or charge length in the reward",
+        "times the length of ten iterations ago, without any gain",
+        "use aggregation=constant, or charge length in the reward",
     ),
     Condition(
         "repetition",
         ("val/repeated",),
         beyond("val/repeated", 0.5),
-        "more than half of all trigrams have stood in the completion before",
-        "raise beta, put a penalty for repetition into the reward",
+        "more than half of all trigrams occurred earlier in their completion",
+        "raise beta, or add a repetition penalty to the reward",
     ),
     Condition(
         "held-out gap",
         ("eval/reward", "objective/scores"),
         held_out_gap,
-        "reward gained on the prompts trained on, and not on held-out ones",
-        "take more prompts, raise beta, stop earlier",
+        "reward gained on the training prompts, but not on held-out ones",
+        "use more prompts, raise beta, or stop earlier",
         without=("curriculum/prompts",),  # then what prompts earn changes without any gain
     ),
     Condition(
@@ -382,13 +381,13 @@ CONDITIONS: Final = (
         ("reward/failures",),
         failing_reward,
         "share of the last completions on which the reward failed",
-        "look at the error (on_error=raise shows it), raise timeout",
+        "check the error (on_error=raise shows it), or raise timeout",
     ),
     Condition(
         "sampler and trainer disagree",
         ("sampler/mismatch_mean",),
         beyond("sampler/mismatch_mean", 0.05),
-        "nats a token between the sampler's log-probabilities and the policy's; bfloat16 leaves 0.01",
-        "use the same precision, temperature and weights in both; lower importance_cap",
+        "nats per token between the sampler's log-probabilities and the policy's; bfloat16 alone gives 0.01",
+        "use the same precision, temperature and weights in both, or lower importance_cap",
     ),
 )

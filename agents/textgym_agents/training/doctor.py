@@ -1,4 +1,4 @@
-"""The doctor: says from the metrics of a run what is wrong with it, while it learns or afterwards."""
+"""The doctor: diagnoses a run from its metrics, during training or afterwards."""
 
 from __future__ import annotations
 
@@ -112,12 +112,12 @@ def prompt_signs(task: Task) -> Metrics:
 
 @dataclass
 class Alarm:
-    """One time that something was wrong.
+    """One period in which something was wrong.
 
     Args:
-        since, last: iterations. number: what was found at first.
+        since, last: iterations. number: the value found at first.
         row: the last row that showed it, counted from 1.
-        broken: the metric, as the row calls it, that was no finite number; empty where the condition was found.
+        broken: name in the row of the metric that was not a finite number; empty if the condition was found.
     """
 
     since: int
@@ -134,13 +134,13 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What is known of a condition.
+    """What is known about a condition.
 
     Args:
-        alarms: the times that it held, oldest first.
-        missing: the metrics for want of which it was never judged.
-        rows: how many have been seen.
-        hindered: metrics that make its number mean something else, so that it is not judged.
+        alarms: its alarms, oldest first.
+        missing: the metrics for lack of which it was never judged.
+        rows: number of rows seen.
+        hindered: metrics that change the meaning of its number, so that it is not judged.
     """
 
     condition: Condition
@@ -151,12 +151,12 @@ class Diagnosis:
 
     @property
     def judged(self) -> bool:
-        """Whether it could be."""
+        """Whether the condition could be judged."""
         return bool(self.alarms) or not (self.missing or self.hindered)
 
     @property
     def verdict(self) -> str:
-        """What a table says: ok, the alarm with its number, or why it was not judged."""
+        """The text for a table: ok, the alarm with its number, or why the condition was not judged."""
         if not self.judged:
             needs = f"needs {', '.join(self.missing)}" if self.missing else f"not with {', '.join(self.hindered)}"
             return f"not judged: {needs}"
@@ -169,7 +169,7 @@ class Diagnosis:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """What its alarms mean, and what to change."""
+        """What the alarms mean, and what to change."""
         return tuple(dict.fromkeys(_reason(self.condition, alarm) for alarm in self.alarms))
 
     def json(self) -> JsonObject:
@@ -204,17 +204,17 @@ def _to_stderr(line: str) -> None:
 
 @dataclass(eq=False)
 class Doctor:
-    """A callback that says, once for each onset, what is wrong with a training.
+    """A callback that reports what is wrong with a training, once for each onset.
 
         agent.learn(env, 4096, Doctor())
         trainer = GRPOTrainer(model, reward, args=config, train_dataset=prompts, callbacks=[Doctor()])
 
-    It never stops a training. What it cannot judge, because a metric is missing, is in `findings`.
+    It never stops a training. Conditions that it cannot judge, because a metric is missing, are in `findings`.
 
     Args:
-        task: whose prompts are looked at; None: they are not.
-        say: gets each line; by default it goes to the standard error.
-        then: called with the same metrics; its answer is passed on.
+        task: the task whose prompts are checked; None: none are.
+        say: called with each line; by default lines go to the standard error.
+        then: called with the same metrics; its result is returned.
         max_grad_norm: see `translated`; inside a trainer of transformers it is the trainer's own.
     """
 

@@ -1,4 +1,4 @@
-"""J, KL and optimality inside the trainers of transformers and TRL, by a callback."""
+"""A callback for trainers of transformers and TRL that measures J, KL and optimality."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Optimality(TrainerCallback):
-    """Logs J, KL to the task's reference and optimality of the model that a trainer trains, as TRL's GRPO and RLOO do.
+    """Logs J, KL to the task's reference and optimality of the model in a trainer, such as TRL's GRPO and RLOO
+    trainers.
 
-    The model is measured as it is, at temperature 1, before the first step, every `every` steps and after the last
-    one. The measures have the names of `textgym train`, `eval/objective` and so on, with the ends of their 95%
-    intervals; they stand in the trainer's row of that step in `trainer.state.log_history`. Learning is not touched.
+    The model is evaluated at temperature 1 before the first step, every `every` steps and after the last one. The
+    measures have the names of `textgym train`, `eval/objective` and so on, with the ends of their 95% intervals; they
+    are in the trainer's row of that step in `trainer.state.log_history`. Training is not affected.
 
         trainer = GRPOTrainer(model, reward, args=config, train_dataset=prompts, callbacks=[Optimality(task)])
 
-    Reporters, such as TensorBoard's, stand before the callbacks that a trainer is given. To reach them, it has to stand
-    first: `trainer.callback_handler.callbacks.insert(0, Optimality(task))`.
+    Reporters, such as TensorBoard's, come before the callbacks that are passed to a trainer. To reach them, this
+    callback must come first: `trainer.callback_handler.callbacks.insert(0, Optimality(task))`.
 
     Args:
-        task: with the model's tokenizer; its reward and beta are those of J, whatever the trainer rewards.
+        task: a task with the model's tokenizer; J uses its reward and beta, whatever the trainer rewards.
         every: steps between measures; 0: before and after only.
         per_prompt: completions per prompt.
-        split: whose prompts.
-        seed: of the sampling.
-        optimum: J* at the task's beta; None works it out before the first step.
-    Raises: ValueError for a number out of range or an unknown split; at the start of training, for a model whose
-        logits are not the task's actions.
+        split: split of the prompts.
+        seed: seed of the sampling.
+        optimum: J* at the task's beta; None: it is computed before the first step.
+    Raises: ValueError for a number out of range or an unknown split; at the start of training, for a model whose logits
+        are not the task's actions.
     """
 
     task: Task
