@@ -72,14 +72,14 @@ def main(arguments: list[str]) -> None:
         RunFolder.check_free(flags.out)
     threads = use_all_cores()
     console, display = output(), TrainDisplay(settings.episodes)
-    console.print(f"Learning {ENV_ID} by PPO, {settings.episodes} episodes, threads: {threads}", markup=False)
+    console.print(f"Training on {ENV_ID} with PPO: {settings.episodes} episodes, {threads} threads", markup=False)
     with watched_run(flags.out, "demo", display) as out:
         result = Training(settings.plan()).run(out, display)
     assert result.first is not None
     console.print(_answers_table(result.first, result.last, settings.prompts))
     console.print(measures_table({"before": result.before, "after": result.after}, _SHOWN))
     console.print("Optimality: 0 is the reference, 1 the best that any policy can do. 95% intervals.", markup=False)
-    console.print(f"{time.monotonic() - started:.0f} seconds in all", markup=False)
+    console.print(f"{time.monotonic() - started:.0f} seconds in total", markup=False)
     console.print(untrusted(f"run folder:     {out}"))
     if (out / "curve.png").exists():
         console.print(untrusted(f"learning curve: {out / 'curve.png'}"))

@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
     console.print(untrusted(f"{report['agent']}: {kind}, {report['parameters']:,} parameters, in {flags.out}"))
     if report["temperature"] != 1.0:
         console.print(
-            f"The agent divides its logits by temperature={report['temperature']}, as generation_config.json says"
+            f"The agent divides its logits by temperature={report['temperature']}; generation_config.json contains it"
         )
     if flags.push is not None:
         console.print(untrusted(f"pushed to {push(flags.out, flags.push, flags.public)}"))

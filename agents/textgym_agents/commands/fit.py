@@ -114,10 +114,10 @@ def _fit(
         both = {when: result[when] for when in ("before", "after")}
         console.print(measures_table(both, labels=measures, title="held-out prompts"))
     else:
-        console.print("no prompts were held out, so nothing was measured")
+        console.print("no prompts were held out, so there is no evaluation")
     console.print(
         untrusted(
-            f"{data['train_rows']} rows to learn from, {data['held_out_rows']} held out; "
+            f"{data['train_rows']} training rows, {data['held_out_rows']} held out; "
             f"{data['broken_rows']} left out, {data['rows_cut']} cut to {data['max_length']} tokens"
         )
     )

@@ -111,7 +111,7 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(plain(report | {"estimates": estimates}), indent=2, allow_nan=False))
         return
     console = output()
-    console.print(untrusted(f"{flags.agent} on {env_id}, judged from {len(weights)} episodes of {flags.data}"))
+    console.print(untrusted(f"{flags.agent} on {env_id}, evaluated from {len(weights)} episodes of {flags.data}"))
     shown = table("estimator", *map(number, ("E[R] [95%]", "J [95%]", "samples")), collapse_padding=True)
     for name in judged["reward"]:
         both = [judged[key][name] for key in ("reward", "objective")]
@@ -121,25 +121,25 @@ def main(arguments: list[str]) -> None:
     if report["truth"] is not None:
         shown.add_row("truth", *(f"{report['truth'][name]:.3f}" for name in ("reward", "objective")), "")
     console.print(shown)
-    console.print("samples: effective ones, of E[R] and of J", markup=False)
+    console.print("samples: effective sample sizes for E[R] and J", markup=False)
     console.print(f"logged policy: mean return {report['logged_reward']:.3f}", markup=False)
     for why in dict.fromkeys(each.why for found in judged.values() for each in found.values() if each.why):
         console.print(f"not known: {why}", markup=False)
     if known and least is None:
-        console.print(f"no lower bound: {no_bound}; give --minimum", markup=False)
+        console.print(f"no lower bound: {no_bound}; pass --minimum", markup=False)
     if flags.group == 1 and (count := _together(prompts)) > 1:
-        note(f"every {count} episodes in a row answer one prompt: --group {count} counts them together in intervals")
+        note(f"every {count} consecutive episodes have the same prompt: use --group {count} to resample them together")
     _warn(judged["reward"], weights)
 
 
 def _warn(judged: Mapping[str, Judged], weights: Floats) -> None:
     """Say on standard error which intervals are not to be trusted; weights (B,) of NaN are those that are not known."""
     if any(judged[name].estimate for name in BIASED):
-        note(f"the intervals of {' and '.join(BIASED)} do not count their bias, and may miss (docs/ope.md)")
+        note(f"the intervals of {' and '.join(BIASED)} ignore their bias and may miss the true value (docs/ope.md)")
     if abs(weights.mean() - 1) > 4 * weights.std() / np.sqrt(len(weights)) + 1e-6:
         note(
-            f"the mean weight is {weights.mean():.3f}, not 1: the policy writes what the log does not hold, or its "
-            "log-probabilities are not of these tokens; no interval above is to be trusted"
+            f"the mean weight is {weights.mean():.3f}, not 1: the policy writes texts that are not in the log, or its "
+            "log-probabilities belong to other tokens; do not trust the intervals above"
         )
 
 

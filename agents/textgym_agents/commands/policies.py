@@ -171,7 +171,7 @@ def eval_command(arguments: list[str]) -> None:
     if caveat := agent.caveat(task, flags.split):
         note(caveat)
     beta = task.beta if flags.beta is None else flags.beta
-    _LOG.info("working out J*")
+    _LOG.info("computing J*")
     optimum = optimum_for(
         agent,
         task,
@@ -218,10 +218,10 @@ def eval_command(arguments: list[str]) -> None:
 def _bound(objective: Estimate) -> str:
     """Return what a policy's J says about J*."""
     if math.isfinite(objective.low):
-        return f"J* is at least {objective.low:.3f}: this policy reaches it"
+        return f"J* is at least {objective.low:.3f}, which this policy reaches"
     if math.isfinite(objective.mean):
-        return "a lower bound of J* is not known either: J has no interval (--per-prompt 2 or more gives one)"
-    return "a lower bound of J* is not known either: the KL of this policy, and with it its J, is infinite"
+        return "there is no lower bound of J* either: J has no interval (use --per-prompt 2 or more)"
+    return "there is no lower bound of J* either: the KL of this policy is infinite, so J is, too"
 
 
 @dataclass(frozen=True)

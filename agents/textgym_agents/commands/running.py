@@ -68,14 +68,14 @@ def how_measured(evaluation: EvaluationResult, optimum: Optimum) -> str:
     """Return which measures of an evaluation are exact and which were sampled, and why a KL is infinite."""
     if evaluation.exact:
         turns = optimum.solution is not None and optimum.solution.tree.task.turns is not None
-        stops = "how many ended by themselves"
+        stops = "the share that ended by itself"
         text = f"Exact, over all answers: reward, KL, J, entropy, length{'' if turns else f' and {stops}'}. "
         text += f"Sampled: {f'{stops}, ' if turns else ''}terms, distinct words, and gold where it is not the reward."
     else:
-        text = "Sampled, with 95% intervals (none at one completion a prompt): reward, KL, J and the rest."
+        text = "Sampled, with 95% intervals (none with one completion per prompt): reward, KL, J and all others."
         text += " J* is exact." if optimum.exact else ""
     if evaluation.kl is not None and math.isinf(evaluation.kl.mean):
-        text += " KL is infinite: the policy writes tokens to which the reference gives the probability 0."
+        text += " KL is infinite: the policy writes tokens that have probability 0 under the reference."
     return text
 
 
@@ -253,7 +253,7 @@ def live_report(folder: Path, display: Display) -> Iterator[None]:
     with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None
         address = process.stdout.readline()
-        display.note(address.rstrip() or "there is no live report of this run; it goes on without")
+        display.note(address.rstrip() or "no live report of this run; the run continues without it")
         yield
 
 
@@ -279,12 +279,12 @@ def show_estimate(
     console.print(untrusted(f"{model}: {found.parameters:,} parameters"))
     console.print(rows)
     for place, size in found.elsewhere.items():
-        console.print(untrusted(f"on {place}, in no sum here: weights of the reference, {size / GIB:.2f} GiB"))
+        console.print(untrusted(f"on {place}, not included below: weights of the reference, {size / GIB:.2f} GiB"))
     whole = found.peak + LIBRARIES
-    console.print(f"in all, with {LIBRARIES / GIB:.1f} GiB of libraries: {whole / GIB:.2f} GiB ({whole / 1e9:.1f} GB)")
+    console.print(f"total, with {LIBRARIES / GIB:.1f} GiB of libraries: {whole / GIB:.2f} GiB ({whole / 1e9:.1f} GB)")
     for card in _CARDS:
         room = card * 10**9 - whole
-        console.print(f"{card} GB: " + ("fits" if room >= 0 else f"{-room / 1e9:.1f} GB too little"))
+        console.print(f"{card} GB: " + ("fits" if room >= 0 else f"{-room / 1e9:.1f} GB too small"))
 
 
 def named_agent(arguments: list[str]) -> str:

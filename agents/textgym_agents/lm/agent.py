@@ -1,4 +1,4 @@
-"""The base of every agent on a causal LM: policy, frozen reference, optimiser, schedule, acting and storage."""
+"""The base class of all agents on a causal LM: policy, frozen reference, optimiser, schedule, acting and storage."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from textgym_agents.protocol import Callback, DrawingAgent, Metrics, Observation
 
 
 class LMAgent(SavedLM, DrawingAgent):
-    """An LM policy with a value head and its frozen start; acts, scores and is saved. Algorithms say how it learns.
+    """An LM policy with a value head and its frozen reference. Subclasses define how it learns.
 
     Args:
         task: supplies vocabulary, reference, beta and gamma. config: the settings.
-        model: a causal LM to start from and to keep as reference; frozen parameters stay so, and of a PEFT model the
-            adapter is trained. None: `config.model`, else the task's reference, for which a tiny LM may stand in.
-    Raises: ValueError for a model that cannot be loaded or does not fit the task, or a device that is not there.
+        model: a causal LM to start from and to keep as reference; frozen parameters stay frozen, and of a PEFT model the
+            adapter is trained. None: `config.model`, else the task's reference, or a tiny LM in place of a table.
+    Raises: ValueError for a model that cannot be loaded or does not fit the task, or a device that does not exist.
     """
 
     config: LMConfig
@@ -67,7 +67,7 @@ class LMAgent(SavedLM, DrawingAgent):
         Args:
             env: vector environment in DISABLED mode on the agent's task; may be wrapped.
             episodes: the budget; the learning-rate schedule spans the first budget given.
-            callback: sees every iteration's metrics; returning True stops.
+            callback: called with every iteration's metrics; returning True stops learning.
         Raises: ValueError if `env` resets by itself, groups do not fit into it, or `episodes` < 1.
         """
         check_env(env)
@@ -115,22 +115,22 @@ class LMAgent(SavedLM, DrawingAgent):
         return self.policy.log_probs(observation)
 
     def values(self, observation: Observation) -> Floats:
-        """See `Agent.values`; `textgym_agents.lm.critic` says what it counts."""
+        """See `Agent.values`; `textgym_agents.lm.critic` documents what they include."""
         if not self.critic:
             return super().values(observation)
         values = self.policy.advance(observation)[1].cpu().double().numpy()
         return np.asarray(self.value_offset + values * (self.value_scale or 1.0))
 
     def own_reference(self) -> Reference | None:
-        """See `Agent.own_reference`: of an agent with a model or temperature of its own."""
+        """See `Agent.own_reference`: that of an agent with its own model or temperature."""
         return self.reference if self.has_own_reference else None
 
 
 def apply_gradient(optimizer: torch.optim.Optimizer, devices: Devices, max_grad_norm: float, when: str) -> float:
-    """Add up the gradients of all devices, scale the sum down to a norm, and take the optimiser's step.
+    """Sum the gradients of all devices, clip the norm of the sum, and take the optimiser's step.
 
-    Args: max_grad_norm: a longer gradient has this norm afterwards. when: begins the error's message, as in "step 3".
-    Returns: the gradient's norm before. Raises: FloatingPointError if it is not finite, with the parameters as before.
+    Args: max_grad_norm: upper bound of the gradient's norm. when: begins the error's message, as in "step 3".
+    Returns: the norm before clipping. Raises: FloatingPointError if it is not finite, with the parameters unchanged.
     """
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     devices.add_gradients(parameters)

@@ -157,7 +157,7 @@ def split_rows(
     if report["rows_cut"]:
         watcher.note(
             f"{report['rows_cut']} of {len(items)} rows are longer than {max_length} tokens: "
-            f"{report['tokens_cut']} tokens were cut, those of prompts first"
+            f"{report['tokens_cut']} tokens were cut, first from prompts"
         )
     held_out_prompts = [prompts[row] for row in held_out]
     return SplitRows([items[row] for row in train], [items[row] for row in held_out], held_out_prompts, report)

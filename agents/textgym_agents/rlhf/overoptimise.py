@@ -1,4 +1,4 @@
-"""Reward hacking made visible: proxies of several strengths, optimised ever harder, against the gold reward."""
+"""Reward hacking: optimise proxies of several strengths ever harder, and measure the gold reward."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ SFT, PREFERENCES, REWARD_MODEL, PPO = "1-sft", "2-preferences", "3-reward-model"
 
 
 class Pipeline(StagedRun[RLHFSettings]):
-    """RLHF in one folder; result.json has the rows of the comparison and the reports of the stages.
+    """The RLHF pipeline in one folder; result.json has the comparison of the policies and the reports of the stages.
 
     The environment's gold reward judges answers, and its reference is the base model. Args: see `StagedRun`.
     """
@@ -215,8 +215,8 @@ class PolicyRow:
     Attributes:
         policy: its name.
         gold, proxy: expected rewards on held-out prompts, reward units.
-        kl: nats per answer to the reference; of best-of-n from the levels of the proxy, see `textgym.best_of_n`.
-        optimality: of J = gold reward - beta KL: 0 is the reference, 1 the best that any policy can do.
+        kl: nats per answer to the reference; for best-of-n from the levels of the proxy, see `textgym.best_of_n`.
+        optimality: relative to J = gold reward - beta KL: 0 is the reference, 1 the optimum.
         answers: prompt -> its first sampled answer; empty for best-of-n.
     """
 
@@ -230,12 +230,12 @@ class PolicyRow:
 
 @dataclass(frozen=True)
 class Contest:
-    """The conditions that policies are compared under.
+    """The conditions under which policies are compared.
 
     Args:
-        gold_task: its reward is the gold one.
+        gold_task: a task whose reward is the gold one.
         proxy_task: the same task with the proxy as reward, and gold as gold.
-        reference: pi_ref, which KL is measured from.
+        reference: pi_ref, the reference of the KL.
         per_prompt: answers to each held-out prompt.
     """
 

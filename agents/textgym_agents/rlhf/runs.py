@@ -128,12 +128,12 @@ class SupervisedRun:
 
         done = steps_done(fit.folder)
         if done is None:
-            self.watcher.stage("measuring before learning")
+            self.watcher.stage("evaluating before learning")
             log(0, {})
         self.watcher.stage("learning")
         self._step = first + (done or 0)
         with first_interrupt(
-            lambda: self.watcher.note("stopping after this step; Ctrl-C again stops at once")
+            lambda: self.watcher.note("stopping after this step; press Ctrl-C again to stop at once")
         ) as interrupted:
             if not fit.run(log, interrupted, folder.sync_logs) or (interrupted() and first + fit.steps < total):
                 raise interrupted.error()
@@ -214,7 +214,7 @@ def run_stages(out: Path, stages: Iterable[Stage], watcher: Watcher) -> None:
         if state == "finished":
             watcher.note(f"{stage.title}: complete in {folder}")
             continue
-        watcher.note(f"{stage.title}: {'going on' if state == 'interrupted' else 'writing'} in {folder}")
+        watcher.note(f"{stage.title}: {'resuming' if state == 'interrupted' else 'writing'} in {folder}")
         try:
             stage.run(folder, state == "interrupted")
         except KeyboardInterrupt as interrupt:

@@ -1,4 +1,4 @@
-"""Unmodified models of Stable-Baselines3 as agents: the base of those that learn here, and those of a .zip file."""
+"""Unmodified Stable-Baselines3 models as agents: the base of agents that learn here, and of agents from .zip files."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from textgym_agents.sb3.storage import model_state, model_tensors, parameters, r
 from textgym_agents.sb3.vec_env import SB3VecEnv
 
 Arguments = dict[str, Any]
-"""Keyword arguments of a model or a policy of Stable-Baselines3."""
+"""Keyword arguments of a Stable-Baselines3 model or policy."""
 _COUNTERS = ("iteration", "episodes", "budget")
 _MOST_ROWS = 2**16
 
 
 @contextmanager
 def own_generators(seed: int) -> Iterator[None]:
-    """Start the global generators of Python, numpy and torch from `seed`, and put them back afterwards."""
+    """Seed the global generators of Python, numpy and torch with `seed`, and restore them afterwards."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     python, array = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices):
@@ -56,15 +56,15 @@ def own_generators(seed: int) -> Iterator[None]:
 
 
 class SB3Agent(DrawingAgent):
-    """A model of Stable-Baselines3 or sb3-contrib as an agent. Subclasses name the model, and say how it acts.
+    """A model of Stable-Baselines3 or sb3-contrib as an agent. Subclasses name the model and define how it acts.
 
-    Every iteration starts all rows afresh from a seed of its own, so that a training that was saved and loaded goes on
-    as if it had not been interrupted.
+    Every iteration resets all rows with a seed of its own, so that a saved and loaded training continues as if it had
+    not been interrupted.
 
     Args:
-        task: what `env.unwrapped.task` holds.
+        task: `env.unwrapped.task`.
         config: the settings; None takes the defaults of `config_type`.
-        rows: sub-environments that the model is built for; `learn` rebuilds it for another number.
+        rows: number of sub-environments of the model; `learn` rebuilds it for another number.
     """
 
     config: SB3Config
@@ -73,16 +73,17 @@ class SB3Agent(DrawingAgent):
     config_type: ClassVar[type[SB3Config]]
     resumes = True
     model_type: ClassVar[type[BaseAlgorithm]]
-    """The library's class."""
+    """The library's model class."""
     policies: ClassVar[tuple[str, str]] = ("MlpPolicy", "MultiInputPolicy")
     """The library's names of its policies for vectors and for token sequences."""
     reads_zip: ClassVar[bool] = True
     """Whether it can act by a .zip file of the library. Where actions are points, no file tells which tokens they are.
     """
     file: Path | None = None
-    """The .zip of the library that the model was read from. It can act alone then: its settings are not ours."""
+    """The .zip file that the model was loaded from. Such an agent can only act, since its settings are the
+    library's."""
     scores: ClassVar[str] = "objective/scores"
-    """The metric's name of the returns of the sampled episodes."""
+    """Name of the metric with the returns of the sampled episodes."""
 
     def __init__(self, task: Task, config: SB3Config | None = None, rows: int | None = None) -> None:
         self.task, self.config = task, config or self.config_type()
@@ -132,13 +133,13 @@ class SB3Agent(DrawingAgent):
     # Learning
 
     def learn(self, env: RowsEnv, episodes: int, callback: Callback | None = None) -> None:
-        """Learn from at least `episodes` more episodes; those of the last iteration are all used.
+        """Learn from at least `episodes` more episodes; all episodes of the last iteration are used.
 
         Args:
             env: vector environment in DISABLED or SAME_STEP mode on the agent's task.
             episodes: the budget.
-            callback: sees every iteration's metrics; returning True stops.
-        Raises: ValueError if `env` is another, `episodes` < 1, or the model is of a .zip.
+            callback: called with every iteration's metrics; returning True stops learning.
+        Raises: ValueError for another kind of `env`, `episodes` < 1, or a model from a .zip.
         """
         if self.file is not None:
             raise ValueError(f"{self.file}: a model of a .zip can act, not learn; Stable-Baselines3 can train it")
@@ -202,7 +203,7 @@ class SB3Agent(DrawingAgent):
         return self.interface.inputs(observation, self.device)
 
     def caveat(self, task: Task, split: str) -> str:
-        """See `Agent.caveat`: a model of a .zip may have learned to write tokens that the task does not allow."""
+        """See `Agent.caveat`: a model from a .zip may have learned to write tokens that the task does not allow."""
         if not isinstance(self.interface.choice.table, _EveryToken) or task.vocabulary.allowed.all():
             return ""
         forbidden = int(np.count_nonzero(~task.vocabulary.allowed))
@@ -214,7 +215,7 @@ class SB3Agent(DrawingAgent):
     # Storage
 
     def save(self, path: str | Path) -> None:
-        """See `Agent.save`: safetensors and JSON, no pickle. Raises: ValueError for a model of a .zip."""
+        """See `Agent.save`: safetensors and JSON, no pickle. Raises: ValueError for a model from a .zip."""
         if self.file is not None:
             raise ValueError(f"{self.file}: a model of a .zip is saved by Stable-Baselines3 alone")
         state = {name: getattr(self, name) for name in _COUNTERS} | model_state(self.model)
@@ -222,7 +223,7 @@ class SB3Agent(DrawingAgent):
 
     @classmethod
     def load(cls, path: str | Path, env: TokenVectorEnv) -> Self:
-        """See `Agent.load`. Learning continues as if it had not been interrupted. A .zip is read by `load_zip`."""
+        """See `Agent.load`. Learning continues as if it had not been interrupted. `load_zip` loads a .zip."""
         if Path(path).is_file():
             raise ValueError(f"path={str(path)!r}: {_DANGER}")
         task = env.unwrapped.task
@@ -245,15 +246,15 @@ _DANGER = (
 
 
 def load_zip(path: str | Path, env: TokenVectorEnv, kind: type[Agent] | None, trust_pickle: bool = False) -> SB3Agent:
-    """Read a .zip of Stable-Baselines3 or sb3-contrib. With `trust_pickle`, this runs whatever code it holds.
+    """Load a .zip of Stable-Baselines3 or sb3-contrib. With `trust_pickle`, this runs any code that it contains.
 
-    The model must observe what the environment gives, and its actions are all tokens by id, or those that
-    `vocabulary.allowed` leaves, as `AllowedActions` numbers them.
+    The model must have the environment's observations; its actions must be all tokens by id, or those in
+    `vocabulary.allowed`, numbered as in `AllowedActions`.
 
     Args:
         path: the file. env: an environment of the task. kind: the agent's class, such as that of sb3-ppo.
-        trust_pickle: whether the file may be read at all.
-    Raises: ValueError if it may not, is no such file, or does not fit the class or the task.
+        trust_pickle: whether the file may be loaded at all.
+    Raises: ValueError if it may not, is not such a file, or does not fit the class or the task.
     """
     file, where = Path(path), f"path={str(path)!r}"
     if not trust_pickle:

@@ -1,4 +1,4 @@
-"""Between a model of Stable-Baselines3 and TextGym: features of token sequences, actions as tokens, counts."""
+"""The interface of Stable-Baselines3 models to TextGym: features of token sequences, actions as tokens, counts."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _TOKENS = ("input_ids", "attention_mask")
 
 
 class TokenFeatures(BaseFeaturesExtractor):
-    """A vector for every token sequence. Lengths come from the mask; what stands in the padding changes nothing.
+    """Maps token sequences to vectors. The attention mask gives the lengths; padding has no influence.
 
     Args:
-        observation_space: `Dict(input_ids, attention_mask)`, as TextGym's environments have it.
-        kind: "mean" pools embeddings of token and position over the sequence; "last" takes those of the last token
-            only; "gru" the last state of a recurrent network; "transformer" the last token of a causal transformer.
-        width: of embedding and features. layers: of GRU or transformer. heads: of the transformer.
+        observation_space: `Dict(input_ids, attention_mask)`, as in TextGym's environments.
+        kind: "mean" pools embeddings of token and position over the sequence; "last" uses those of the last token;
+            "gru" the last state of a recurrent network; "transformer" the last token of a causal transformer.
+        width: width of embeddings and features. layers: of GRU or transformer. heads: of the transformer.
     Raises: ValueError for an unknown kind, a space without tokens, or heads that do not divide the width.
     """
 

@@ -1,4 +1,4 @@
-"""TextGym's vector environment as one of Stable-Baselines3, and its rows as single environments."""
+"""TextGym's vector environment as a Stable-Baselines3 one, and its rows as single environments."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _MODES = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
 
 
 class SB3VecEnv(VecEnv):
-    """`DummyVecEnv` of N environments, without the N environments: same numbers, one call a step.
+    """Equivalent to `DummyVecEnv` of N environments, but with a single call per step.
 
     Args:
-        env: a vector environment of TextGym in SAME_STEP or DISABLED mode, with or without vector wrappers. In
-            DISABLED mode finished rows are reset here.
-    Raises: ValueError if `env` is no vector environment, resets itself one step late, or has copy=False.
+        env: a vector environment of TextGym in SAME_STEP or DISABLED mode, with or without vector wrappers. In DISABLED
+            mode finished rows are reset here.
+    Raises: ValueError if `env` is not a vector environment, resets itself one step late, or has copy=False.
     """
 
     actions: Actions

@@ -1,1 +1,1 @@
-"""Tabular control: one row of action values for every state that was met, found by the state's tokens."""
+"""Tabular control: one row of action values for each visited state, identified by the state's tokens."""

@@ -62,14 +62,14 @@ class Decision:
 
 
 class TabularAgent(DrawingAgent):
-    """Action values for every state that was met, learned from whole episodes. Subclasses value what follows a token.
+    """Action values of all visited states, learned from whole episodes. Subclasses define the value after a token.
 
-    Values are in units of reward at time 0, as the exact solver's: Q(s_t, a) = gamma^t r_t + V(s_{t+1}). A state is
-    its tokens, which never come back within an episode: the states of one are a path down a tree. Learning goes
-    backwards through an episode, so that one of them carries a reward from the end to the prompt.
+    Values are in units of reward at time 0, like the exact solver's: Q(s_t, a) = gamma^t r_t + V(s_{t+1}). A state is
+    its tokens, which never recur within an episode: the states of an episode are a path in a tree. Learning goes
+    backwards through an episode, so that a single one propagates a reward from the end to the prompt.
 
     Args:
-        task: what `env.unwrapped.task` holds: supplies vocabulary, reference, beta and gamma.
+        task: `env.unwrapped.task`; supplies vocabulary, reference, beta and gamma.
     Raises: ValueError for soft values at beta = 0, and if one state does not fit into the memory.
     Source: Sutton and Barto (2018), Reinforcement Learning: An Introduction, chapters 5 and 6; learning backwards from
         episodes: Lin (1992), Machine Learning 8.
@@ -111,7 +111,7 @@ class TabularAgent(DrawingAgent):
         Args:
             env: vector environment in DISABLED mode on the agent's task.
             episodes: the budget; the exploration schedule spans the first budget given.
-            callback: sees every iteration's metrics; returning True stops.
+            callback: called with every iteration's metrics; returning True stops learning.
         Raises: ValueError if `env` resets by itself or `episodes` < 1.
         Warns: TextGymWarning when the table is full.
         """
@@ -279,14 +279,14 @@ class TabularAgent(DrawingAgent):
     # Acting
 
     def log_probs(self, observation: Observation) -> Floats:
-        """See `Agent.log_probs`: without exploration; the reference in states that were never met."""
+        """See `Agent.log_probs`: without exploration; in unvisited states those of the reference."""
         log_policy = self._policy(*self._find(observation))
         result = np.full((len(log_policy), self.task.vocabulary.size), -np.inf)
         result[:, self.actions] = log_policy
         return result
 
     def caveat(self, task: Task, split: str) -> str:
-        """See `Agent.caveat`: a table knows nothing of what it never met."""
+        """See `Agent.caveat`: a table has no values for unvisited states."""
         prompts = task.encoded(split)
         states = self.table.find([np.array(prompt.ids, dtype=np.int32).tobytes() for prompt in prompts])
         unmet = int((states == UNKNOWN).sum())
@@ -296,7 +296,7 @@ class TabularAgent(DrawingAgent):
     # Storage
 
     def save(self, path: str | Path) -> None:
-        """See `Agent.save`: safetensors and JSON; a reader never sees half of it."""
+        """See `Agent.save`: safetensors and JSON, written atomically."""
         state = {name: getattr(self, name) for name in _COUNTERS} | {
             "actions": len(self.actions),
             "refused": self.table.refused,
@@ -325,7 +325,7 @@ class TabularAgent(DrawingAgent):
 class QLearning(TabularAgent):
     """Off-policy control: Q(s, a) moves towards r + V(s') with V = max Q, or V = beta log E_ref[exp(Q / beta)].
 
-    With the soft backup it is soft Q-learning against the reference: its fixed point is the optimum of J.
+    With the soft backup it is soft Q-learning relative to the reference: its fixed point is the optimum of J.
     Raises: ValueError for soft values at beta = 0, or a table that does not fit into the memory.
     Source: Watkins and Dayan (1992), Machine Learning 8; soft: Haarnoja et al. (2017), arXiv:1702.08165, section 3.
     """
@@ -337,10 +337,10 @@ class QLearning(TabularAgent):
 
 
 class Sarsa(TabularAgent):
-    """On-policy control: Q(s, a) moves towards r + Q(s', a'), a' the token that was written next.
+    """On-policy control: Q(s, a) moves towards r + Q(s', a'), where a' is the token that was written next.
 
-    With the soft backup the next token is charged its KL, r + Q(s', a') - beta log(pi(a') / ref(a')): the values of J
-    under the policy that acts, which is the reference tilted by those values.
+    With the soft backup the next token is charged its KL, r + Q(s', a') - beta log(pi(a') / ref(a')): these are the
+    values of J under the acting policy, which is the reference reweighted by them.
     Raises: ValueError for soft values at beta = 0, or a table that does not fit into the memory.
     Source: Rummery and Niranjan (1994), CUED/F-INFENG/TR 166; the charge: Levine (2018), arXiv:1805.00909, section 4.
     """
@@ -354,10 +354,10 @@ class Sarsa(TabularAgent):
 
 
 class MonteCarlo(TabularAgent):
-    """On-policy control without bootstrapping: Q(s, a) moves towards the rest of the episode's return.
+    """On-policy control without bootstrapping: Q(s, a) moves towards the remaining return of the episode.
 
     With the soft backup the return is charged beta log(pi / ref) of every later token. First-visit and every-visit
-    Monte Carlo are one here: a state, all tokens so far, comes once in an episode.
+    Monte Carlo are the same here: a state consists of all tokens so far and occurs once per episode.
     Raises: ValueError for soft values at beta = 0, or a table that does not fit into the memory.
     Source: Sutton and Barto (2018), Reinforcement Learning: An Introduction, section 5.4.
     """

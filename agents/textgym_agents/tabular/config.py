@@ -27,7 +27,7 @@ class TabularConfig:
     """Behaviour policy. boltzmann: the reference times exp(Q / temperature). epsilon-greedy: the agent's policy, but
     with probability epsilon a uniformly drawn token."""
     temperature: float | None = None
-    """Initial temperature of Boltzmann exploration, reward units; None: beta, with which soft agents act by their
+    """Initial temperature of Boltzmann exploration, reward units; None: beta, at which soft agents follow their
     policy."""
     temperature_end: float | None = None
     """Temperature at the end of the schedule; None: the initial one."""
@@ -49,8 +49,7 @@ class TabularConfig:
     beta: float | None = None
     """KL coefficient, reward units per nat; None: the task's beta."""
     max_states: int | None = None
-    """Maximum number of states to store; None: as many as fit into the memory. The reference acts in all further
-    states."""
+    """Maximum number of states to store; None: what fits into the memory. In further states the reference acts."""
     memory: int = 1024
     """Maximum memory for values and counts, MiB."""
     seed: int = 0

@@ -39,20 +39,20 @@ from textgym_agents.training.ranks import Ranks, refuse_ranks, share, world
 
 
 class Watcher(Protocol):
-    """An object that is told how a training goes."""
+    """An object that is informed of a training's progress."""
 
     def stage(self, text: str) -> None:
-        """Take note that a new part of the work begins."""
+        """Report that a new part of the work begins."""
 
     def note(self, text: str) -> None:
-        """Take note of something worth a line."""
+        """Report something worth a line."""
 
     def iteration(self, row: Metrics) -> None:
-        """Take the metrics of an iteration, those of an evaluation included."""
+        """Report the metrics of an iteration, including those of an evaluation."""
 
 
 class SilentWatcher:
-    """A `Watcher` that says nothing."""
+    """A `Watcher` that prints nothing."""
 
     def stage(self, text: str) -> None:
         """See `Watcher.stage`."""
@@ -84,18 +84,18 @@ class _OutputWatcher:
 
 
 class Training:
-    """One training, ready to run. Making it checks all settings and touches no file.
+    """A training, ready to run. Creating it checks all settings and touches no file.
 
     Args:
-        folder: of an interrupted run, to go on with; None for a new run.
-        beta: reward units per nat, that J is measured with; None takes the agent's own, or the task's.
-        seed: of the evaluations; None takes the agent's own.
-        pictures: write TensorBoard events and curve.png, where what they need is installed.
-        typed: the ID as it was typed, for the command that goes on.
+        folder: the folder of an interrupted run to resume; None for a new run.
+        beta: reward units per nat, for measuring J; None takes the agent's own, or the task's.
+        seed: seed of the evaluations; None takes the agent's own.
+        pictures: whether to write TensorBoard events and curve.png, if the required packages are installed.
+        typed: the ID as it was typed, for the command that resumes the run.
 
     Attributes:
-        task: what is learned. beta: reward units per nat.
-        reference: what KL is measured from; has_own_reference: whether it is the agent's, not the task's.
+        task: the task to learn. beta: reward units per nat.
+        reference: the reference of the KL; has_own_reference: whether it is the agent's, not the task's.
     """
 
     def __init__(
@@ -145,12 +145,12 @@ class Training:
         """Learn, and write the run's folder.
 
         Args:
-            out: a new folder; not looked at in a run that is resumed.
-            optimum: J* on the held-out prompts at this reference and beta; None works it out. Where the reference's own
-                completions do not tell it, that is after learning, with the trained policy's among them: until then
-                evaluations have a J and no optimality.
-        Raises: ValueError if `out` holds something already; TrainingInterrupted after Ctrl-C or SIGTERM;
-            DiskFullError where nothing more can be written.
+            out: a new folder; ignored in a run that is resumed.
+            optimum: J* on the held-out prompts at this reference and beta; None: it is computed. If samples of the
+                reference are not enough, this happens after learning, with samples of the trained policy; evaluations
+                before then have a J and no optimality.
+        Raises: ValueError if `out` contains something already; TrainingInterrupted after Ctrl-C or SIGTERM;
+            DiskFullError if nothing more can be written.
         """
         if not self.leads:
             refuse_ranks("Training.run")
@@ -173,7 +173,7 @@ class Training:
 
     @property
     def leads(self) -> bool:
-        """Whether this process is to `run`; one of several that does not lead is to `follow`."""
+        """Whether this process should `run`; in a group of processes, the others should `follow`."""
         return self._ranks.leads
 
     def follow(self) -> None:
@@ -191,7 +191,7 @@ class Training:
     def _run(self, folder: RunFolder, watcher: Watcher) -> TrainResult:
         settings = self._settings
         if self._optimum is None:
-            watcher.stage("working out the optimum")
+            watcher.stage("computing the optimum")
             kept = kept_optimum(folder.path, self.task, settings.split, self.beta)
             killed = kept is not None and kept.with_proposals and self._episodes < settings.episodes  # at its end
             self._optimum = self._work_out() if kept is None or killed else kept
@@ -245,7 +245,7 @@ class Training:
             self._meter.start()
             return stopped
 
-        stopping = "stopping after this iteration; Ctrl-C again stops at once"
+        stopping = "stopping after this iteration; press Ctrl-C again to stop at once"
         with first_interrupt(lambda: watcher.note(stopping)) as interrupted:
             self._meter.start()
             self._agent.learn(self._env, settings.episodes - self._episodes, after_iteration)
@@ -313,7 +313,7 @@ class Training:
 
     def _evaluate_last(self, folder: RunFolder, watcher: Watcher) -> EvaluationResult:
         if self._unsettled:
-            watcher.stage("working out the optimum, with what was learned")
+            watcher.stage("computing the optimum, using the trained policy")
             with to_evaluate(self._agent, self._settings.agent, self._env) as agent:
                 self._optimum = self._work_out(proposals_of(agent, self.task))
             self._unsettled = False

@@ -1,4 +1,4 @@
-"""Measure a run: evaluations as rows, its cost, its J*, and copies of agents that evaluations would change."""
+"""Measures of a run: evaluations as rows, its cost, its J*, and copies of agents that evaluations would change."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class TrainResult:
 
     Attributes:
         before, after: flat measures before and after learning, under `eval/...`.
-        first: the evaluation before learning; None in a run that was resumed. last: the one after it.
+        first: the evaluation before learning; None in a run that was resumed. last: the evaluation after it.
         optimum: J*, or why it is not known. seconds: wall time, of all parts of the run.
-        learned: what learning has cost, see `LearningMeter.row`.
-        iterations, episodes: how far it came.
+        learned: the cost of learning, see `LearningMeter.row`.
+        iterations, episodes: totals.
     """
 
     before: Metrics
@@ -129,8 +129,8 @@ def evaluation_row(evaluation: EvaluationResult) -> Metrics:
 def optimum_summary(optimum: Optimum) -> JsonObject:
     """Return J* and the reference's J as JSON values, and how they were found.
 
-    `value` is None, and `unknown` the reason, where J* is not known; `policies` counts those that were sampled for it,
-    the reference among them.
+    `value` is None, and `unknown` the reason, if J* is not known; `policies` is the number of policies sampled for it,
+    including the reference.
     """
     return {
         "value": None if optimum.value is None else asdict(optimum.value),
