@@ -79,9 +79,9 @@ def rewards(arguments: list[str]) -> None:
 
 
 _NEXT = {
-    "agent": "textgym train Helpful-v0 --agent NAME --help shows an agent's settings. One of your own: my_file:MyAgent",
-    "reward": 'As in --env reward=length, or with parameters --env \'reward={"name": "length", "target": 5}\'. One '
-    "of your own: --env reward=my_file:function",
+    "agent": "textgym train Helpful-v0 --agent NAME --help shows an agent's settings. Your own agent: my_file:MyAgent",
+    "reward": 'Usage: --env reward=length, or with parameters --env \'reward={"name": "length", "target": 5}\'. Your '
+    "own reward: --env reward=my_file:function",
 }
 
 
@@ -170,4 +170,4 @@ def _print_table(rows: list[JsonObject]) -> None:
         if "error" in row:
             console.print(untrusted(f"{row['id']}: {row['error']}"), soft_wrap=True)
     if not wide:
-        console.print("V: tokens in the vocabulary; T: longest answer, tokens", style="dim")
+        console.print("V: vocabulary size; T: maximum answer length, tokens", style="dim")

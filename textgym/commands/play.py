@@ -21,7 +21,7 @@ from textgym.task import Task, make_reference
 
 _LOG = logging.getLogger(__name__)
 _HELP = (
-    "A number takes that token; a text is written as it is (=TEXT writes a number or an empty start); "
+    "A number takes that token; other text is written literally (=TEXT writes TEXT even if it is a number); "
     "an empty line ends the answer; :quit leaves."
 )
 
@@ -68,7 +68,7 @@ def _reference(task: Task) -> Reference:
     try:
         return make_reference(task)
     except ModuleNotFoundError as error:
-        note(f"the tokens shown are the first of equally likely ones: {one_line(error)}")
+        note(f"all tokens are shown as equally likely: {one_line(error)}")
         return UniformReference(task.vocabulary.allowed)
 
 
@@ -143,7 +143,7 @@ class _Game:
         try:
             ids = vocabulary.codec.encode(line.removeprefix("="))
         except (ValueError, UnicodeError) as error:
-            note(f"this text cannot be written here ({error})")
+            note(f"this text cannot be encoded ({error})")
             return []
         if not ids:
             note("this text has no tokens in this vocabulary")
@@ -159,7 +159,7 @@ class _Game:
 
     def _show_end(self) -> None:
         if self._info is None:
-            self._console.print("\nleft before the end: no reward", markup=False)
+            self._console.print("\nquit before the end: no reward", markup=False)
             return
         state = self._env.get_state()
         table = Table.grid(padding=(0, 2))

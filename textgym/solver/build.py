@@ -75,7 +75,7 @@ def prefix_tree(problem: object, split: str | None = None, max_states: int = MAX
         bare = _masked_levels(task, split, max_states) if task.mask else _free_levels(task, split, max_states)
     unpaid = PrefixTree(task, split, tuple(bare), replies)
     with _Payer(task, split) as payer:
-        _LOG.info("paying %d states", unpaid.states)
+        _LOG.info("scoring %d states", unpaid.states)
         paid = [replace(level, reward=payer.pay(unpaid, depth)) for depth, level in enumerate(bare) if depth]
     return PrefixTree(task, split, (bare[0], *paid), replies)
 
@@ -120,7 +120,7 @@ def _masked_levels(task: Task, split: str, max_states: int) -> list[Level]:
         running = np.flatnonzero(~finished)
         if not len(running):
             break
-        _LOG.info("growing the tree of answers, %d states", total)
+        _LOG.info("expanding the tree of answers, %d states", total)
         so_far = PrefixTree(task, split, (*levels, _level(parent, action, finished, np.zeros(0))))
         rows, actions = [], []
         for batch, mask in _masks(so_far, depth - 1, running):

@@ -282,7 +282,7 @@ def edge_log_probs(tree: PrefixTree, policy: TokenPolicy, argument: str = "polic
         level = tree.levels[depth]
         logs = np.zeros(len(tree.levels[depth + 1].parent))
         for rows in tree.batches(depth):
-            _LOG.info("asking the %s at depth %d for %d of %d states", argument, depth, len(rows), len(level.running))
+            _LOG.info("querying the %s at depth %d, %d of %d states", argument, depth, len(rows), len(level.running))
             edges, place = tree.edges(depth, rows)
             where: slice | Ints = edges
             if level.environment is not None:
