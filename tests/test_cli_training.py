@@ -275,7 +275,7 @@ def test_a_run_folder_never_chooses_what_is_imported(capsys):
 
 @pytest.mark.parametrize(
     ("per_prompt", "said"),
-    [("1", "a lower bound of J* is not known either: J has no interval"), ("2", "J* is at least 0.")],
+    [("1", "there is no lower bound of J* either: J has no interval"), ("2", "J* is at least 0.")],
 )
 def test_a_policy_without_an_interval_bounds_nothing(capsys, per_prompt, said):
     words = ("eval", "Text-v0", "--agent", "random", "--per-prompt", per_prompt, "--optimum-per-prompt", "2")
@@ -288,7 +288,7 @@ def test_a_policy_without_an_interval_bounds_nothing(capsys, per_prompt, said):
 
 def test_what_an_infinite_kl_says_of_the_optimum():
     nothing = policies._bound(Estimate(-math.inf, math.nan, math.nan))
-    assert nothing == "a lower bound of J* is not known either: the KL of this policy, and with it its J, is infinite"
+    assert nothing == "there is no lower bound of J* either: the KL of this policy is infinite, so J is, too"
 
 
 @pytest.mark.slow

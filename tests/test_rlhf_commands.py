@@ -56,7 +56,7 @@ def test_sft_from_preferences(capsys):
         "loss, nats per token",
         "perplexity",
         "token accuracy",
-        "36 rows to learn from, 4 held out",
+        "36 training rows, 4 held out",
     ):
         assert words in out
     assert "model: runs/sft-1/model" in out

@@ -73,7 +73,7 @@ def test_failed_cells_are_named_in_one_line_with_exit_code_1(capsys, monkeypatch
     last = captured.err.strip().splitlines()[-1]
     assert last.startswith("textgym: 2 of 4 cells failed: bandit-v0.default.rloo.s0.")
     assert " and 1 more (RuntimeError: no luck (" in last
-    assert last.endswith("; --retry-failed tries them again")
+    assert last.endswith("; --retry-failed reruns them")
     assert bench() == 1  # they stay failed
     use(monkeypatch, "quick")
     assert bench("--retry-failed") == 0

@@ -146,7 +146,7 @@ def test_the_command_writes_a_page_or_shows_it(capsys, tmp_path, monkeypatch):
     code, out, err = run(capsys, "inspect", "Stop-v0", "--agent", "random", "--agent", "random", "--terminal")
     assert code == 0
     assert "exactly, by the solver" in out
-    assert "both wrote the same tokens" in err
+    assert "both episodes have the same tokens" in err
 
 
 def test_a_given_completion_may_end_with_any_stop_token(capsys):

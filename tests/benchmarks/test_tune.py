@@ -260,9 +260,9 @@ def test_an_agent_without_j_is_told_from_one_with_bad_settings(tmp_path):
 @pytest.mark.parametrize(
     ("own", "said", "flags"),
     [
-        (0.4, "No trial is better than the settings as they come. On", ""),
-        (0.3, "The best J of many is too high", " --learning-rate 0.5"),
-        (None, "The best J of many is too high", " --learning-rate 0.5"),
+        (0.4, "No trial is better than the default settings. To", ""),
+        (0.3, "The best of many J overestimates", " --learning-rate 0.5"),
+        (None, "The best of many J overestimates", " --learning-rate 0.5"),
     ],
 )
 def test_settings_that_lose_to_the_defaults_are_not_recommended(monkeypatch, capsys, own, said, flags):

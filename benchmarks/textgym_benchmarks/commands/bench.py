@@ -121,7 +121,7 @@ def main(arguments: Sequence[str]) -> None:
         console.print(part)
     busy = busy_share(out)
     if busy is not None:
-        console.print(f"share of the cores busy in the last run: {busy:.2f}", markup=False)
+        console.print(f"share of busy cores in the last run: {busy:.2f}", markup=False)
     console.print(untrusted(f"results: {out}; textgym report {out} shows more"), soft_wrap=True)
     _report_trouble(results)
     if left_out:
@@ -137,7 +137,7 @@ def dry_run(suite: Suite, out: Path, flags: BenchFlags) -> None:
         if result is None or (flags.retry_failed and result["status"] == "failed"):
             kinds.setdefault(replace(cell, seed=0).key, []).append(cell)
     left = f"{sum(map(len, kinds.values()))} {'to run' if flags.retry_failed else 'without a result'}"
-    console.print(f"{len(suite.cells)} cells, {left}; a short piece of each kind is measured", markup=False)
+    console.print(f"{len(suite.cells)} cells, {left}; a short piece of each kind is timed", markup=False)
     evaluation = asdict(suite.evaluation)
     jobs = [Job(key, PROBE, {"cell": cells[0].to_json(), "evaluation": evaluation}) for key, cells in kinds.items()]
     rows = table(
@@ -172,7 +172,7 @@ def dry_run(suite: Suite, out: Path, flags: BenchFlags) -> None:
         wall = max(whole / engine.workers, *seconds)
         at_once = sum(sorted(peaks)[-engine.workers :])
         console.print(
-            "An estimate, as if everything went on as it begins, on cores that nobody else uses: "
+            "An estimate, assuming constant speed on cores that nothing else uses: "
             f"{duration(whole)} of CPU time, {duration(wall)} on {min(engine.workers, len(seconds))} cores; "
             f"{at_once:.1f} GiB at once. Nothing was written.",
             soft_wrap=True,
@@ -273,7 +273,7 @@ def _report_trouble(results: Sequence[Result]) -> None:
         note(f"the cells were run from different sources of textgym: {', '.join(sorted(sources))}")
     missing = [result for result in results if result.status == "missing"]
     if missing:
-        note(f"{len(missing)} of {len(results)} cells are still at work in another process: run this again later")
+        note(f"{len(missing)} of {len(results)} cells are still running in another process: run this command again later")
     failed = [result for result in results if result.status == "failed"]
     if failed:
         alike: dict[str, list[str]] = {}
@@ -283,7 +283,7 @@ def _report_trouble(results: Sequence[Result]) -> None:
         named = [f"{keys[0]}{f' and {len(keys) - 1} more' * (len(keys) > 1)} ({why})" for why, keys in alike.items()]
         more = f" and {len(named) - _NAMED} other errors" if len(named) > _NAMED else ""
         told = "; ".join(named[:_NAMED])
-        note(f"{len(failed)} of {len(results)} cells failed: {told}{more}; --retry-failed tries them again")
+        note(f"{len(failed)} of {len(results)} cells failed: {told}{more}; --retry-failed reruns them")
     if failed or missing:
         raise SystemExit(EXIT_FAILED)
 

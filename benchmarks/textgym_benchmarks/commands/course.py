@@ -79,7 +79,7 @@ def _list(flags: CourseFlags) -> None:
     for row in rows:
         shown.add_row(*map(str, row.values()))
     output().print(shown)
-    output().print("textgym course get 1 copies a chapter into this folder.", markup=False)
+    output().print("textgym course get 1 copies chapter 1 into this folder.", markup=False)
 
 
 def _get(flags: CourseFlags) -> None:

@@ -186,7 +186,7 @@ def _show(traces: list[Trace], steps: tuple[int, ...]) -> None:
         console.print()
     if len(traces) == 2:
         at = parting(*traces)
-        note("both wrote the same tokens" if at is None else f"the two episodes part at token {at}")
+        note("both episodes have the same tokens" if at is None else f"the episodes differ from token {at} on")
 
 
 def visible_token(text: str) -> str:

@@ -94,7 +94,7 @@ def serve(flags: ReportFlags) -> None:
         output().print(untrusted(f"live report: http://{NAMES[0]}:{server.server_port}/"), soft_wrap=True)
         for run in flags.run:
             if not run.exists() and not flags.until_eof:  # who has started this makes the run
-                note(f"waiting for {run}: nothing is there yet")
+                note(f"waiting for {run}, which does not exist yet")
         sys.stdout.flush()
         logging.getLogger(__name__).info("")  # waiting is no stage of the work
         if flags.until_eof:

@@ -132,18 +132,18 @@ def show(tuning: Tuning) -> None:
     console.print(best)
     if importance := tuning.importance():
         shares = ", ".join(f"{name} {share:.2f}" for name, share in importance.items())
-        console.print(f"shares of what tells the best trials apart: {shares}", soft_wrap=True)
+        console.print(f"importance of the settings for the best trials: {shares}", soft_wrap=True)
     counts = ", ".join(
         f"{sum(each.state == state for each in outcomes)} {state}" for state in ("done", "pruned", "failed")
     )
     console.print(f"trials: {counts}")
     if done:
-        best_of_all, said = done[0], "The best J of many is too high a guess of its settings' own."
+        best_of_all, said = done[0], "The best of many J overestimates the J of its settings."
         own, found = (None if each is None else each.objective for each in (defaults, done[0]))
         if defaults is not None and own is not None and found is not None and own >= found:
-            best_of_all, said = defaults, "No trial is better than the settings as they come."
+            best_of_all, said = defaults, "No trial is better than the default settings."
         console.print(
-            f"{said} On the prompts of reports: {_command(tuning.plan, best_of_all.settings)}",
+            f"{said} To evaluate on the reported prompts: {_command(tuning.plan, best_of_all.settings)}",
             soft_wrap=True,
             markup=False,
         )

@@ -285,7 +285,7 @@ def _follow(
             if event.kind == "started":
                 progress.start(event.key)
             elif event.kind == "lost":
-                watcher.note(f"{event.key}: {event.value}; it is started again")
+                watcher.note(f"{event.key}: {event.value}; it is restarted")
                 progress.lose(event.key)
             else:
                 progress.finish(event.key, _result_of(cells[event.key], event, folder))
