@@ -1,4 +1,4 @@
-"""The optimum of any task: solved, read from the committed estimates, or estimated."""
+"""The optimum of any task: solved, read from the committed samples, or estimated."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ from textgym.task import Task, has_language_model, make_reference, reference_mod
 FOLDER: Final = Path(__file__).parent / "tasks" / "optima"
 """The folder of `NAME.SPLIT.safetensors`, written by `python -m textgym_benchmarks.run.optima`."""
 ENOUGH = 10
-"""Effective samples a prompt below which an estimate of J* is not shown."""
+"""Minimum number of effective samples per prompt for an estimate of J* to be shown."""
 WELL_KNOWN = 30
-"""Effective samples a prompt below which an estimate of J* is said to rest on few."""
+"""Number of effective samples per prompt below which an estimate of J* is reported as based on few."""
 MAX_MASKED = 50_000
-"""States up to which a task with a mask is solved here: it has to be asked in every one of them."""
+"""Maximum number of states of a task with a mask to solve here: the mask is called in each of them."""
 UNSEEN = 0.1
 """The greatest share of prompts of which no completion was rewarded above the others."""
 
 
 @dataclass(frozen=True, eq=False)
 class Optimum:
-    """The ends of the scale that policies are measured on: J* of a task, and J of its reference.
+    """J* of a task and J of its reference, the ends of the scale on which policies are measured.
 
     Attributes:
-        value: J*, reward units; None where it is not known. Its interval is of what the samples found: completions
-            that no policy drew can raise J* beyond it, unless the reward declares its `maximum`.
-        reference: J of the reference; None where nothing was sampled.
-        beta: reward units per nat. split: whose prompts.
-        replicates: (R, 2) bootstrap replicates of the reference's J and of J*, drawn together; all the same where
-            they are exact, NaN where J* is not known.
-        effective_samples: weighted harmonic mean over prompts of the number of samples that carry the estimate; None
-            where J* is exact.
-        unknown: why J* is not known; "" where it is.
-        solution: V*, Q* and pi*, where the task was solved. samples: those that J* was estimated from.
-        committed: whether these samples came with the package.
-        room: how much higher J* may be, with 95%, for what the reference did not draw; reward units, in the interval.
+        value: J*, reward units; None if it is not known. Its interval refers to what the samples found: completions
+            that no policy drew can raise J* above it, unless the reward declares its `maximum`.
+        reference: J of the reference; None if nothing was sampled.
+        beta: reward units per nat. split: split of the prompts.
+        replicates: (R, 2) bootstrap replicates of the reference's J and of J*, drawn together; all the same if they are
+            exact, NaN if J* is not known.
+        effective_samples: weighted harmonic mean over prompts of the number of effective samples; None if J* is exact.
+        unknown: why J* is not known; "" if it is.
+        solution: V*, Q* and pi*, if the task was solved. samples: those that J* was estimated from.
+        committed: whether these samples are part of the package.
+        room: how much higher J* may be, with 95%, because of completions that the reference did not draw; reward units,
+            included in the interval.
     """
 
     value: Estimate | None
@@ -67,12 +67,12 @@ class Optimum:
 
     @property
     def exact(self) -> bool:
-        """Whether it was solved, not estimated."""
+        """Whether it was solved rather than estimated."""
         return self.solution is not None
 
     @property
     def with_proposals(self) -> bool:
-        """Whether it was estimated from samples of trained policies, too."""
+        """Whether samples of trained policies were also used for the estimate."""
         return self.samples is not None and self.samples.policies > 1
 
     @property
@@ -118,23 +118,22 @@ def optimum_of(
     per_prompt: int = 128,
     seed: int = 0,
 ) -> Optimum:
-    """Return J* and J of the reference: solved where that can be done, else estimated.
+    """Return J* and J of the reference, solved if possible, else estimated.
 
-    For a shipped task whose samples are committed these serve, at any beta, so that everybody has the same J*. A
+    For a shipped task with committed samples, these are used at any beta, so that everybody gets the same J*. A
     `solvable` task is solved. Any other is estimated by importance sampling from a mixture of the reference and the
     proposals. Nothing is trained here.
 
     Args:
-        proposals: trained policies with `log_probs(observation)`: they find completions that the reference seldom
-            writes. They change how sure J* is, not what it is.
+        proposals: trained policies with `log_probs(observation)`, which find completions that the reference rarely
+            writes. They change the precision of J*, not its value.
         reference: pi_ref; None takes the task's.
         beta: >= 0, reward units per nat; None takes the task's.
-        per_prompt: completions that the reference and each proposal write to a prompt, where J* is estimated; with 0
-            it is not.
-        seed: of the sampling.
+        per_prompt: completions of the reference and of each proposal per prompt, if J* is estimated; 0: no estimate.
+        seed: seed of the sampling.
     Returns: J* is "not known" (`value` None) at beta = 0 without a solution, without samples, below 10 effective
-        samples a prompt, and where no completion of some prompts was paid more than the others: if the reward declares
-        no `maximum`, or they weigh more than a tenth.
+    samples per prompt, and if for some prompts no completion was paid more than the others and either the reward
+    declares no `maximum`, or these prompts weigh more than a tenth.
     Raises: ValueError for a beta out of range or a proposal without log-probabilities.
     """
     beta = check_beta(task, beta)
@@ -231,10 +230,10 @@ def _room(samples: Samples, found: Tilt, beta: float) -> float:
 
 
 def optimality_of(objective: float, replicates: Floats, optimum: Optimum) -> Estimate | None:
-    """Return (J - J_ref) / (J* - J_ref) with its interval; None where J* is not known or the reference attains it.
+    """Return (J - J_ref) / (J* - J_ref) with its interval; None if J* is not known or the reference attains it.
 
     Args:
-        objective: J, reward units. replicates: (R,) bootstrap replicates of it; all the same where it is exact.
+        objective: J, reward units. replicates: (R,) bootstrap replicates of it; all the same if it is exact.
     """
     if optimum.value is None or optimum.reference is None:
         return None

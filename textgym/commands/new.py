@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         console.print(f"  {path}", markup=False, highlight=False)
     console.print(
-        f"\nTo use it without installing it, from its folder:\n  cd {name}\n  textgym train {task}-v0 --agent {name}-agent\n"
+        f"\nTo use it from its folder, uninstalled:\n  cd {name}\n  textgym train {task}-v0 --agent {name}-agent\n"
         f"  textgym bench --suite {name}\n  textgym report runs/bench-{name}\n"
         f"To use it anywhere, install it: pip install -e {name}. See also {folder / 'README.md'}.",
         markup=False,

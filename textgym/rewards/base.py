@@ -22,11 +22,11 @@ class RewardError(RuntimeError):
     """A reward failed.
 
     Args:
-        message: what it says.
+        message: the text of the error.
 
     Attributes:
         kind: "raises", "wrong_type", "wrong_length", "nan", "inf", "timeout" or "dies".
-        index: position in the batch of the completion concerned; None when the whole batch is.
+        index: position of the failed completion in the batch; None if the whole batch failed.
     """
 
     def __init__(self, message: str, kind: str, index: int | None = None) -> None:
@@ -39,10 +39,10 @@ class RewardError(RuntimeError):
 
 
 class TryAgainError(RuntimeError):
-    """A try has failed, and another one may not.
+    """A failed attempt that can be repeated.
 
     Args:
-        kind: of the failure, see `RewardError`. wait: seconds that whoever was asked wants to be left alone.
+        kind: of the failure, see `RewardError`. wait: seconds to wait, as requested by the server.
     """
 
     def __init__(self, message: str, kind: str = "raises", wait: float = 0.0) -> None:
@@ -51,13 +51,13 @@ class TryAgainError(RuntimeError):
 
 
 class Failed(float):
-    """NaN in the place of a value that a reward could not tell; it says why.
+    """NaN in place of a value that a reward could not determine, with the reason.
 
-    So a reward that asks something for each completion loses only those that failed, and is not asked again.
-    `Scorer` does with it what `on_error` says; compositions pass it on, as they do NaN.
+    A reward that makes a request for each completion thus loses only those that failed, and is not called again.
+    `Scorer` handles it according to `on_error`; compositions pass it on, as they do NaN.
 
     Args:
-        error: what the completion failed of.
+        error: why the completion failed.
     """
 
     error: RewardError
@@ -73,24 +73,22 @@ class Failed(float):
 
 
 class Reward(Protocol):
-    """Any callable that scores a batch of completions, as TRL's trainers call it: by keyword.
+    """Any callable that scores a batch of completions, called by keyword as in TRL's trainers.
 
-    `columns` hold `completion_ids` (list of B lists of token ids, the stop id included when one ended the
-    completion) and the task's data columns (lists of B values). A reward must accept columns it does not
-    know. It returns B numbers, in reward units; None abstains, `Failed` says that a completion could not be scored.
-    It may be `async def`.
+    `columns` contain `completion_ids` (list of B lists of token ids, including the stop id if one ended the completion)
+    and the task's data columns (lists of B values). A reward must accept columns that it does not know. It returns B
+    numbers, in reward units; None abstains, `Failed` means that a completion could not be scored. It may be `async
+    def`.
 
-    Optional attributes: `name: str`; `terms(prompts, completions, **columns)` with `term_names` (see
-    `TermReward`); `maximum`: the most that it can pay, from which J* has an upper end where nothing better was found;
-    `minimum`: the least, from which `textgym ope` has a lower bound;
-    `pay`: "end" (default), "together" (the reward compares the completions of a batch, such as those that answer the
-    same prompt; it needs an environment with `score_together=True`), "every" or "difference" (see `Dense` and
-    `Shaped`); `begin`, called in place of the reward (of `terms`, where it has them): it may return
-    a coroutine of the answer, or a `Begun`, so that several wait at once; `spent()`: name -> what scoring has cost so
-    far; `state_dict()` and `load_state_dict(state)` where scoring changes the reward (JSON values);
-    `noisy: bool`, with `expected`, the reward without its noise, and `normal_noise: float`, the standard deviation of
-    the normal noise that every completion gets once: exact answers need them; `needs_timeout: bool`, where it may take
-    for ever.
+    Optional attributes: `name: str`; `terms(prompts, completions, **columns)` with `term_names` (see `TermReward`);
+    `maximum`: the highest possible reward, which gives J* an upper bound if nothing better was found; `minimum`: the
+    lowest, which gives `textgym ope` a lower bound; `pay`: "end" (default), "together" (the reward compares the
+    completions of a batch, such as those of the same prompt; it needs an environment with `score_together=True`),
+    "every" or "difference" (see `Dense` and `Shaped`); `begin`, called instead of the reward (or of `terms`, if it has
+    them): it may return a coroutine of the answer, or a `Begun`, so that several wait at once; `spent()`: name -> cost
+    of scoring so far; `state_dict()` and `load_state_dict(state)` if scoring changes the reward (JSON values); `noisy:
+    bool`, with `expected`, the reward without its noise, and `normal_noise: float`, the standard deviation of the
+    normal noise added once per completion: exact answers need them; `needs_timeout: bool`, if a call may never return.
     """
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Column) -> Sequence[float | None]:
@@ -100,8 +98,7 @@ class Reward(Protocol):
 class NamedReward:
     """A reward object with a name; TRL's trainers log a reward under its `__name__`.
 
-    `maximum` and `minimum` are the most and the least that it can pay for a completion, reward units; None where it
-    does not say.
+    `maximum` and `minimum` are the highest and lowest possible rewards of a completion, reward units; None if unknown.
     """
 
     name: str = "reward"
@@ -114,10 +111,10 @@ class NamedReward:
 
 
 class TermReward(NamedReward, ABC):
-    """A reward that is a sum of named terms, each of them logged.
+    """A reward that is a sum of named terms, each of which is logged.
 
-    `term_names` are fixed for the life of the object. In `terms` None abstains: that term adds nothing;
-    where every term abstains, so does the reward.
+    `term_names` are fixed for the life of the object. In `terms`, None abstains: the term adds nothing; if every term
+    abstains, so does the reward.
     """
 
     term_names: tuple[str, ...]
@@ -132,9 +129,9 @@ class TermReward(NamedReward, ABC):
 
 
 class Rebuilt:
-    """A frozen dataclass that is pickled as its parameters and made anew from them.
+    """A frozen dataclass that is pickled as its parameters and rebuilt from them.
 
-    So a child process loads the optional package before a reward's time runs, and not within it.
+    A child process can thus load the optional package before the reward's time limit starts.
     """
 
     def __reduce__(self) -> tuple[type[Rebuilt], tuple[object, ...]]:
@@ -143,11 +140,11 @@ class Rebuilt:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Scores of B completions.
+    """The scores of B completions.
 
     Attributes:
         total: float64 (B,), finite, reward units.
-        terms: name -> float64 (B,); NaN where the term abstained or the completion could not be scored.
+        terms: name -> float64 (B,); NaN if the term abstained or the completion could not be scored.
     """
 
     total: Floats
@@ -155,7 +152,7 @@ class Scores:
 
 
 def sum_terms(terms: dict[str, Values]) -> Values:
-    """Add the terms up, completion by completion; None only where every term is None."""
+    """Sum the terms of each completion; None only if every term is None."""
     if len(terms) == 1:
         return list(*terms.values())
     totals: Values = []
@@ -167,7 +164,7 @@ def sum_terms(terms: dict[str, Values]) -> Values:
 
 
 def reward_name(reward: object) -> str:
-    """Return the name a reward is logged under: its `name`, its `__name__`, or its class's name."""
+    """Return the name under which a reward is logged: its `name`, its `__name__`, or its class's name."""
     if isinstance(reward, functools.partial):
         return reward_name(reward.func)
     name = getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__
@@ -220,12 +217,12 @@ def check_column(column: object, argument: str = "column") -> None:
 
 
 def as_text(message: object, role: str) -> str:
-    """Return the text of a prompt or a completion, whichever of TRL's two forms it has.
+    """Return the text of a prompt or a completion in either of TRL's two forms.
 
     Args:
         message: a text; or a list of messages {"role": ..., "content": a text or a list of parts with "text"}.
-        role: "user": the last message of that role (a prompt is what is answered); "assistant": all of them,
-            one a line (a completion may be interrupted by tools).
+        role: "user": the last message of that role (the prompt to answer); "assistant": all of them, one per line
+            (tools may interrupt a completion).
     Raises: ValueError for anything else.
     """
     if isinstance(message, str):

@@ -1,4 +1,4 @@
-"""Rewards made of rewards: weighted, clipped, normalised, by prompt, blurred by noise, of chat messages."""
+"""Rewards made of rewards: weighted, clipped, normalised, grouped by prompt, with noise, for chat messages."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from textgym.rewards.registry import RewardSpec, make_reward
 Pay = Literal["end", "together", "every", "difference"]
 """When a reward is paid, see `Scorer`."""
 NOISE = "noise"
-"""The term that holds the noise; evaluation and J* leave it out."""
+"""The term with the noise; evaluation and J* exclude it."""
 
 
 class Weighted(TermReward):
     """A weighted sum of rewards.
 
-    Its terms are the weighted values, under the keys of `rewards`; a reward that has terms itself adds one
-    for each of them, as "key/term". Where a reward abstains so do its terms; where all do, so does the sum.
-    Rewards that are `async def` wait at once.
+    Its terms are the weighted values, under the keys of `rewards`; a reward with terms of its own adds one for each of
+    them, as "key/term". If a reward abstains, so do its terms; if all abstain, so does the sum. `async def` rewards
+    wait at once.
 
     Args:
         rewards: name -> reward, or the spec of one; or a list of them, by their own names, the second as "name_2".
-        weights: name -> finite weight; 1 where it names none; or a list of one for each reward.
-        name: what it is logged under.
+        weights: name -> finite weight, by default 1; or a list with one for each reward.
+        name: the name under which it is logged.
     Raises: ValueError for no reward, one that is paid at every token or noisy, or a weight that is not finite or
         belongs to no reward.
     """
@@ -162,7 +162,7 @@ class Wrapped(NamedReward):
 
 
 class Changed(Wrapped):
-    """Another reward, asked otherwise or changed once it has answered; `async def` ones wait together."""
+    """A reward derived from another one by changing its calls or its values; `async def` ones wait together."""
 
     def begin(self, prompts: Sequence[object], completions: Sequence[object], **columns: Column) -> Begun:
         """Begin to score every completion, see `Reward`."""
@@ -209,8 +209,8 @@ class Clipped(Changed):
 class Grouped(Changed):
     """Calls another reward once per prompt of a batch, with all completions of that prompt.
 
-    So that reward may compare them: rank them, or pay what none of the others has. It is asked in the order in which
-    prompts first appear; where it is `async def`, the prompts wait together.
+    That reward may compare them, for example rank them or pay for what none of the others has. It is called in the
+    order in which prompts first appear; if it is `async def`, the prompts wait together.
 
     Args:
         reward: a reward, or the spec of one.
@@ -249,16 +249,16 @@ def _of_rows(column: Column, rows: Sequence[int]) -> Column:
 class RunningNorm(Changed):
     """Normalises another reward by its running mean and running standard deviation.
 
-    The statistics are those of all finite values so far, the batch at hand included, so such a reward is no fixed
-    function of the text. None abstains and is not counted; NaN and infinities pass, for they are failures.
+    The statistics cover all finite values so far, including the current batch, so such a reward is not a fixed function
+    of the text. None abstains and is not counted; NaN and infinities pass through, because they are failures.
 
     Args:
         reward: a reward, or the spec of one.
-        center: subtract the mean; False only scales.
-        frozen: use the statistics, those of a state that is loaded, without adding to them (evaluation).
+        center: whether to subtract the mean; False only scales.
+        frozen: whether to use the statistics of a loaded state without updating them (evaluation).
 
     Attributes:
-        count: how many values were seen.
+        count: number of values seen.
         mean: their mean, reward units.
         squares: the sum of their squared differences from the mean.
     Raises: as `make_reward` does; ValueError for a flag that is no bool, or a reward paid at every token or noisy.

@@ -1,4 +1,4 @@
-"""Rewards, and whatever else has a registry, by name with JSON parameters."""
+"""Make rewards, and other registered objects, by name with JSON parameters."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ RewardSpec: TypeAlias = Factory | str | Mapping[str, Any] | Sequence[Any]
 
 
 def register_reward(name: str, factory: Factory | str) -> None:
-    """Make `factory(**parameters)` available under `name`.
+    """Register `factory(**parameters)` under `name`.
 
     Args:
-        name: what specs call it: a text without spaces, ":" and "/".
-        factory: a class or function that returns a reward, or "module:attribute" that names one. Its
-            parameters should be JSON values, so that specs survive being saved.
+        name: the name in specs: a text without spaces, ":" and "/".
+        factory: a class or function that returns a reward, or "module:attribute" that names one. Its parameters should
+            be JSON values, so that specs can be saved.
     Raises: ValueError for a bad name, or one that is taken by another factory.
     """
     REWARDS.add(Entry(name, factory))
 
 
 def reward_names() -> tuple[str, ...]:
-    """Return every registered name, sorted."""
+    """Return all registered names, sorted."""
     return tuple(sorted(REWARDS))
 
 
@@ -96,7 +96,7 @@ def make(registry: Registry[Entry], spec: object, argument: str) -> Factory:
 
 
 def spec_name(spec: RewardSpec) -> str:
-    """Return how a reward was asked for, in a word: its registered name, or the name of its class."""
+    """Return the name of a reward in a spec: its registered name, or the name of its class."""
     if isinstance(spec, str):
         return spec
     if isinstance(spec, list | tuple):

@@ -1,4 +1,4 @@
-"""Call a reward safely: everything that it returns is checked, and every failure has a chosen outcome."""
+"""Call a reward safely: check all that it returns, and handle every failure as configured."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ _MEMORY = {"cut", "scores"}
 class Scorer:
     """Scores batches of completions with a reward that may fail.
 
-    What counts as a failure, by kind: "raises" (SystemExit too, while KeyboardInterrupt stops the run),
-    "wrong_type", "wrong_length", "nan", "inf" (of either sign), "timeout", and "dies" (the process that a `timeout`
-    runs the reward in). None is no failure: it abstains, pays 0 and its term is NaN.
+    The kinds of failures are "raises" (also SystemExit, but KeyboardInterrupt stops the run), "wrong_type",
+    "wrong_length", "nan", "inf" (of either sign), "timeout", and "dies" (the process in which a `timeout` runs the
+    reward). None is not a failure: it abstains, pays 0, and its term is NaN.
 
-    Only the completions concerned fail. Where the reward failed as a whole and `on_error` is not "raise", it
-    is asked again one completion at a time, so one bad completion costs the others nothing, and a batch
-    scores as its completions do alone; after "timeout" and "dies", and where the reward compares completions
-    (`pay` is "together"), the whole batch has failed.
+    Only the completions concerned fail. If the reward failed as a whole and `on_error` is not "raise", it is called
+    again for one completion at a time. A bad completion thus does not affect the others, and a batch scores like its
+    completions alone. After "timeout" and "dies", and for a reward that compares completions (`pay` is "together"), the
+    whole batch has failed.
 
     Args:
         reward: a reward, or the spec of one (see `make_reward`).
-        on_error: "raise" RewardError; "skip": pay 0; "penalty": pay `penalty`. In the latter two cases the
-            terms of the completion are NaN, and the first failure of each kind warns.
+        on_error: "raise": raise RewardError; "skip": pay 0; "penalty": pay `penalty`. In the latter two cases the terms
+            of the completion are NaN, and the first failure of each kind warns.
         penalty: finite, reward units.
-        timeout: seconds that one batch may take, above 0; the reward then runs in a child process and has to
-            be picklable. None: no limit, no process.
+        timeout: maximum seconds per batch, above 0; the reward then runs in a child process and must be picklable.
+            None: no limit, no process.
 
     Attributes:
-        failures: kind -> completions that could not be scored because of it.
-        scored: completions seen, failed ones included.
-        tokens: of these completions; where `pay` asks for every prefix, one for each. `load_state_dict` leaves it
-            alone, so it counts what was scored to try something out, too. seen: completions, likewise.
+        failures: kind -> number of completions that could not be scored because of it.
+        scored: number of completions seen, including failed ones.
+        tokens: tokens of these completions; if `pay` scores every prefix, one for each. `load_state_dict` does not
+            change it, so it includes completions that were scored as a trial. seen: completions, likewise.
         term_names: the keys of `Scores.terms`.
-        pay: when the environment asks for scores and what it pays: "end": when a text ends; "together": when the
-            whole batch has ended, for a reward that compares the completions of a batch; "every" and "difference": see
+        pay: when the environment asks for scores and what it pays: "end": when a text ends; "together": when the whole
+            batch has ended, for a reward that compares the completions of a batch; "every" and "difference": see
             `Dense` and `Shaped`.
-        pays_at_end: whether every text is scored once, finished.
-        gamma: discount of the potential, where `pay` is "difference".
+        pays_at_end: whether every text is scored once, when finished.
+        gamma: discount of the potential, if `pay` is "difference".
     Raises: ValueError or TypeError for a bad argument.
     """
 
@@ -99,10 +99,10 @@ class Scorer:
         Args:
             prompts: B texts.
             completions: B texts.
-            columns: name -> B values; `completion_ids` among them where the reward needs it.
+            columns: name -> B values; including `completion_ids` if the reward needs it.
         Returns: B totals, and the terms.
-        Raises: RewardError where the reward fails and `on_error` is "raise"; ValueError where completions or
-            a column do not have B values.
+        Raises: RewardError if the reward fails and `on_error` is "raise"; ValueError if completions or a column do not
+            have B values.
         """
         columns = {} if columns is None else columns
         check_batch(prompts, completions, columns)
@@ -121,7 +121,7 @@ class Scorer:
         return self._scores(terms, count, faults)
 
     def spent(self) -> dict[str, float]:
-        """Return what scoring has cost so far: calls, tokens, money; {} of a reward that does not say."""
+        """Return the cost of scoring so far: calls, tokens, money; {} if the reward does not report it."""
         return self._caller.spent() if self._deadline is None else self._deadline.spent()
 
     def counts(self) -> dict[str, float]:
@@ -130,12 +130,12 @@ class Scorer:
         return failures | {f"spent/{name}": value for name, value in self.spent().items()}
 
     def state_dict(self) -> JsonObject:
-        """Return what changes while scoring, as JSON values: the counts and the reward's own state."""
+        """Return what changes during scoring, as JSON values: the counts and the reward's own state."""
         reward = self._caller.state_dict()
         return {"scored": self.scored, "failures": dict(self.failures), "reward": reward}
 
     def load_state_dict(self, state: JsonObject) -> None:
-        """Go back to a state that `state_dict` returned."""
+        """Restore a state returned by `state_dict`."""
         self.scored = int(state["scored"])
         self.failures = Counter(state["failures"])
         self._caller.load_state_dict(state["reward"])
@@ -157,7 +157,7 @@ class Scorer:
         return self.pay != "together" and not _has_state(lasting(self.state_dict()["reward"]))
 
     def close(self) -> None:
-        """End the child process, where there is one; it is started again when needed."""
+        """End the child process, if there is one; it is restarted when needed."""
         if self._deadline is not None:
             self._deadline.close()
 
@@ -272,9 +272,9 @@ def _has_state(state: object) -> bool:
 
 @contextmanager
 def scorers_restored(*scorers: Scorer | None) -> Iterator[None]:
-    """Put counts and running statistics of scorers back when the block is left, however it is left.
+    """Restore counts and running statistics of scorers at the end of the block, even after an error.
 
-    So looking at a policy does not move a reward that learns, such as a running normalisation.
+    Evaluating a policy thus does not change a reward with running statistics, such as a normalisation.
     """
     before = [(scorer, copy.deepcopy(scorer.state_dict())) for scorer in scorers if scorer is not None]
     try:
