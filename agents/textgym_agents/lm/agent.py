@@ -33,8 +33,8 @@ class LMAgent(SavedLM, DrawingAgent):
 
     Args:
         task: supplies vocabulary, reference, beta and gamma. config: the settings.
-        model: a causal LM to start from and to keep as reference; frozen parameters stay frozen, and of a PEFT model the
-            adapter is trained. None: `config.model`, else the task's reference, or a tiny LM in place of a table.
+        model: a causal LM to start from and to keep as reference; frozen parameters stay frozen, and of a PEFT model
+            only the adapter is trained. None: `config.model`, else the task's reference, or a tiny LM in its place.
     Raises: ValueError for a model that cannot be loaded or does not fit the task, or a device that does not exist.
     """
 

@@ -27,8 +27,7 @@ class TabularConfig:
     """Behaviour policy. boltzmann: the reference times exp(Q / temperature). epsilon-greedy: the agent's policy, but
     with probability epsilon a uniformly drawn token."""
     temperature: float | None = None
-    """Initial temperature of Boltzmann exploration, reward units; None: beta, at which soft agents follow their
-    policy."""
+    """Initial temperature of Boltzmann exploration, reward units; None: beta, where soft agents follow their policy."""
     temperature_end: float | None = None
     """Temperature at the end of the schedule; None: the initial one."""
     epsilon: float = 0.1
