@@ -218,12 +218,12 @@ def rate(shares: Mapping[str, float], seed: int = 0) -> Estimate:
 
 @dataclass(frozen=True)
 class Graders:
-    """Print how often graders of numbers err."""
+    """Print how often number graders are wrong."""
 
     forms: bool = False
-    """Print which forms each of them gets wrong, too."""
+    """Also print which forms each grader gets wrong."""
     write: bool = False
-    """Make the labelled answers anew."""
+    """Write the labelled answers anew."""
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
-"""The leaderboard: an entry is one file, which a command runs beside `lm-ppo`, and another one reruns.
+"""The leaderboard: an entry is one file, which one command runs beside `lm-ppo` and another one reruns.
 
     python -m textgym_benchmarks.leaderboard run benchmarks/entries/rloo.py
     python -m textgym_benchmarks.leaderboard check benchmarks/entries/rloo.py
     python -m textgym_benchmarks.leaderboard table
 
-`run` writes what an entry claims to a JSON file beside it; `check` refuses, with exit code 1, what other seeds do not
-reproduce; `table` writes docs/leaderboard.md anew. The first two go on where they were broken off.
+`run` writes the results of an entry to a JSON file beside it; `check` exits with code 1 if other seeds do not reproduce
+them; `table` rewrites docs/leaderboard.md. The first two resume an interrupted run.
 """
 
 from __future__ import annotations
@@ -154,18 +154,18 @@ def digest(path: Path) -> str:
 
 @dataclass(frozen=True)
 class EntryFlags:
-    """How an entry is run."""
+    """How to run an entry."""
 
     entry: Positional[Path]
-    """The file, NAME.py."""
+    """The entry's file, NAME.py."""
     seeds: int = 5
-    """How many, five at least."""
+    """Number of seeds, at least five."""
     first_seed: int | None = None
-    """The first of them; by default 0 for `run` and 1000 for `check`, which may take none of the claim's."""
+    """First seed; by default 0 for `run` and 1000 for `check`, which may not use seeds of the claim."""
     out: Path | None = None
     """Folder of the results; by default runs/leaderboard-NAME."""
     workers: int | None = None
-    """Trainings at once; by default one for each core."""
+    """Number of simultaneous trainings; by default one per core."""
     challenge: Suppress[Challenge] = HELPFUL
     engine: Suppress[str] = "pool"
 

@@ -299,22 +299,22 @@ def print_contest(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class LogsFlags:
-    """Hold what is learned from logs to the truth."""
+    """Compare what is learned from logs with the exact values."""
 
     tasks: tuple[str, ...] = SOLVABLE
-    """Solvable tasks, by name."""
+    """Names of solvable tasks."""
     exact: bool = False
-    """Print the distances of learned values from the exact fixed points, and nothing else."""
+    """Only print the distances of learned values from the exact fixed points."""
     out: Path = Path("runs/logs")
     """Folder of the log of Helpful and of the two suites."""
     episodes: int = 20_480
-    """Completions that the reference logs, and that every contestant reads."""
+    """Number of completions that the reference logs, which every contestant reads."""
     seeds: int = 5
-    """Of the chosen settings."""
+    """Number of seeds for the chosen settings."""
     workers: int | None = None
-    """Processes; by default one for each core."""
+    """Number of processes; by default one per core."""
     table: bool = False
-    """Print what is there, and run nothing."""
+    """Print the existing results and run nothing."""
 
 
 def main() -> None:

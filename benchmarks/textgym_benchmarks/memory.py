@@ -83,16 +83,16 @@ class Flags:
     """Estimate and measure memory."""
 
     only: str = ""
-    """A part of the names of the settings to run; by default all."""
+    """Run only the settings whose names contain this text; by default all."""
     as_json: bool = False
     """Print JSON."""
     against: Literal["trl"] | None = None
-    """Compare with this library's GRPO. The flags below are for that, but for --device."""
+    """Compare with GRPO of this library. The flags below, except --device, apply to this comparison only."""
     shape: str | None = None
     """two-layer (V = 151,936, hidden 64), 20M, or a shape that `textgym estimate-memory` has built in; None: two-layer
     on a CPU, Qwen2.5-0.5B on CUDA."""
     iterations: int = 3
-    """Batches that are timed, after one that is not."""
+    """Number of timed batches, after one warm-up."""
     plan: Plan = _RACE
     """What is done with a batch; reference_precision and token_sets change nothing here."""
 

@@ -29,7 +29,7 @@ from textgym_benchmarks.suites import ALGORITHMS, DIAGNOSTICS, LONG, rows
 from textgym_benchmarks.summaries.grid import at
 
 COMPARED: Final = ("lm-ppo", "rloo", "grpo")
-"""The best of these is what all are held against."""
+"""The best of these is the baseline of all comparisons."""
 TRIALS: Final[Sequence[JsonObject]] = (
     {},
     {"batch": 64, "learning_rate": 1e-3},
@@ -134,18 +134,18 @@ def print_missing(results: Sequence[Result], found: Mapping[str, Floats]) -> Non
 
 @dataclass(frozen=True)
 class ObjectivesFlags:
-    """Compare objectives of papers on the diagnostics, with equal trials, or print how they compare."""
+    """Compare objectives of papers on the diagnostics, with an equal number of trials, or print the results."""
 
     out: Path = Path("runs/objectives")
     """Folder of the two suites."""
     tasks: tuple[str, ...] = DIAGNOSTICS
-    """Shipped tasks, by name."""
+    """Names of shipped tasks."""
     seeds: int = 5
-    """Of the chosen settings."""
+    """Number of seeds for the chosen settings."""
     workers: int | None = None
-    """Processes; by default one for each core."""
+    """Number of processes; by default one per core."""
     table: bool = False
-    """Print what is there, and run nothing."""
+    """Print the existing results and run nothing."""
 
 
 def main() -> None:

@@ -306,18 +306,18 @@ def _finish(above: Axes, below: Axes, first: str, second: str, labels: Sequence[
 
 @dataclass(frozen=True)
 class OpeStudyFlags:
-    """Measure off-policy estimators on the diagnostics, or print what is there."""
+    """Measure off-policy estimators on the diagnostics, or print the results."""
 
     out: Path = Path("runs/ope")
-    """Folder of results and pictures."""
+    """Folder of the results and pictures."""
     tasks: tuple[str, ...] = DIAGNOSTICS
-    """Tasks that can be solved, by name."""
+    """Names of tasks that can be solved."""
     repetitions: int = 500
-    """Logs of every task."""
+    """Number of logs per task."""
     size: int = 500
-    """Episodes of a log."""
+    """Number of episodes per log."""
     table: bool = False
-    """Print what is there, and run nothing."""
+    """Print the existing results and run nothing."""
 
 
 def main() -> None:

@@ -206,22 +206,22 @@ def print_truths(rows: Sequence[JsonObject]) -> None:
 
 @dataclass(frozen=True)
 class SampledStudyFlags:
-    """Measure off-policy estimators on the task of a trained run, or print what is there."""
+    """Measure off-policy estimators on the task of a trained run, or print the results."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """Folder of the run, of an agent on a language model."""
+    """Folder of the run; its agent must be based on a language model."""
     out: Path = Path("runs/ope")
-    """Folder of results."""
+    """Folder of the results."""
     repetitions: int = 500
-    """Logs."""
+    """Number of logs."""
     size: int = 500
-    """Episodes of a log."""
+    """Number of episodes per log."""
     episodes: int = 20_480
-    """Completions of the reference that logs are drawn from."""
+    """Number of completions of the reference from which logs are drawn."""
     per_prompt: int = 16
-    """Fresh completions of each policy to each prompt."""
+    """Number of new completions of each policy per prompt."""
     table: bool = False
-    """Print what is there, and run nothing."""
+    """Print the existing results and run nothing."""
 
 
 def main() -> None:

@@ -55,8 +55,8 @@ class Racer:
 
     Args:
         who: a registered agent, "trl-rloo" or "trl-grpo". reward: a name of `STORY_REWARDS`.
-        settings: an agent's own; of TRL's trainers learning_rate, batch, minibatches and group.
-        seed: of prompts and sampling. marks: CPU seconds, rising. model: folder of the start.
+        settings: an agent's own; for TRL's trainers learning_rate, batch, minibatches and group.
+        seed: seed of prompts and sampling. marks: CPU seconds, ascending. model: folder of the initial model.
     """
 
     who: str
@@ -95,10 +95,10 @@ def run(words: JsonObject) -> JsonObject:
 
 
 class Clock:
-    """CPU seconds since the first call of `start`, without those of evaluations.
+    """CPU seconds since the first call of `start`, excluding evaluations.
 
     Args:
-        marks: seconds, rising. measure: returns what is written down at each.
+        marks: seconds, ascending. measure: returns what is stored at each.
     """
 
     def __init__(self, marks: Sequence[int], measure: Callable[[Any], JsonObject]) -> None:
@@ -221,26 +221,26 @@ def own_settings(count: int, agent: str = "rloo") -> list[JsonObject]:
 
 @dataclass(frozen=True)
 class RaceFlags:
-    """Race TextGym's agents against TRL's trainers, or print how the race went."""
+    """Race TextGym's agents against TRL's trainers, or print the results."""
 
     model: Path
     """Folder of a causal LM of stories."""
     out: Path = Path("runs/race")
-    """Folder of the results, one file for each training."""
+    """Folder of the results, with one file per training."""
     agents: tuple[str, ...] = ("rloo",)
-    """TextGym's, registered names."""
+    """Registered names of TextGym's agents."""
     rewards: tuple[str, ...] = ("three words", "sentiment", "speech")
     """Names of `STORY_REWARDS`."""
     trials: int = 4
-    """Of each contestant, for each reward."""
+    """Number of trials per contestant and reward."""
     seeds: int = 5
-    """Of the race."""
+    """Number of seeds of the race."""
     marks: tuple[int, ...] = MARKS
-    """CPU seconds at which J is measured, rising; trials end with the second."""
+    """CPU seconds at which J is measured, ascending; trials end with the second."""
     workers: int = 2
-    """Trainings at once, on a core each."""
+    """Number of simultaneous trainings, one core each."""
     table: bool = False
-    """Print what is there, and run nothing."""
+    """Print the existing results and run nothing."""
 
 
 def main() -> None:

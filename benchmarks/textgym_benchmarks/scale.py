@@ -1,8 +1,8 @@
-"""One process beside several that share the work: `python -m textgym_benchmarks.scale`.
+"""Compare one process with several that share the work: `python -m textgym_benchmarks.scale`.
 
-The same LM PPO is run by one rank and by several on this machine, one thread each, which hold all weights (ddp) or a
-part of them (fsdp). On the same rollout the gradient has to be the same. With `--prompts N`, so many prompts are
-encoded instead, by a tokenizer of 262,144 tokens of which 6,242 are control tokens.
+The same LM PPO is run by one rank and by several on this machine, with one thread each; the ranks hold all weights
+(ddp) or a part of them (fsdp). On the same rollout the gradient must be the same. With `--prompts N`, N prompts are
+encoded instead, by a tokenizer of 262,144 tokens, of which 6,242 are control tokens.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ class Scale:
     """Compare one process with several."""
 
     ranks: int = 2
-    """Processes that share the work."""
+    """Number of processes that share the work."""
     hidden: int = 256
     """Width of a random Llama with the vocabulary of the built-in world."""
     layers: int = 6
-    """Its layers."""
+    """Number of layers of that model."""
     batch: int = 32
-    """Episodes per iteration, of all ranks together."""
+    """Episodes per iteration, summed over all ranks."""
     iterations: int = 3
-    """Iterations that are timed, after one that is not."""
+    """Number of timed iterations, after one warm-up."""
     prompts: int = 0
-    """Time the encoding of so many prompts of 24 words instead; 0: compare processes."""
+    """Time the encoding of this many prompts of 24 words instead; 0: compare processes."""
     as_json: bool = False
     """Print JSON instead of a table."""
 

@@ -76,18 +76,18 @@ _WITH_GOAL: Final = ("length", "contains_all", "keywords", "pattern")
 
 @dataclass(frozen=True)
 class Speed:
-    """Measure speed, and memory."""
+    """Measure speed and memory."""
 
     subjects: Positional[tuple[Subject, ...]] = ()
-    """Measurements; by default all."""
+    """Measurements to run; by default all."""
     model: Path = Path("stories260K")
-    """Causal LM for `rollout` and `ppo`, as `python -m textgym_benchmarks.tinyllamas` makes it."""
+    """Causal LM for `rollout` and `ppo`, as made by `python -m textgym_benchmarks.tinyllamas`."""
     threads: int = 1
-    """Of torch, for these two; the clock of more than one is the wall's."""
+    """Torch threads for these two; with more than one, wall time is measured."""
     rounds: int = 7
-    """Pairs per measurement; medians are reported."""
+    """Number of pairs per measurement; medians are reported."""
     only: tuple[str, ...] = ()
-    """Rewards whose rows begin so; by default all."""
+    """Prefix of the names of the rewards to measure; by default all."""
     as_json: bool = False
     """Print JSON instead of a table."""
 

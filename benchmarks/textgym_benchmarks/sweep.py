@@ -127,12 +127,12 @@ def _cells(
 
 @dataclass(frozen=True)
 class Regrets:
-    """What settings of an agent lose at a budget.
+    """The regrets of an agent's settings at a budget.
 
     Attributes:
         tasks, settings: names of the tasks (T,) and numbers of the settings (S,) that were run on all of them.
-        regret: (S, T), shares of the way from the reference to J* where it is known, else to the best J found.
-        worst: (S, 3), over the tasks, and the ends of its 95% interval.
+        regret: (S, T), shares of the distance from the reference to J* if it is known, else to the best J found.
+        worst: (S, 3), maximum over the tasks, and the ends of its 95% interval.
         known: (T,) whether J* is known.
     """
 
@@ -260,30 +260,30 @@ class SweepFlags:
     """Run the sweep, or print its tables."""
 
     model: Path | None = None
-    """Folder of a causal LM of stories; without one its four tasks are left out."""
+    """Folder of a causal LM of stories; without it, its four tasks are omitted."""
     out: Path | None = None
     """Folder of the suite; by default runs/sweep, with --algorithms runs/algorithms."""
     agents: tuple[str, ...] = AGENTS
-    """Registered names."""
+    """Registered names of the agents."""
     tasks: tuple[str, ...] = TASKS
-    """Shipped tasks, by name."""
+    """Names of shipped tasks."""
     rewards: tuple[str, ...] = tuple(STORY_REWARDS)
-    """Rewards of the stories to run, by name."""
+    """Names of the rewards of the stories."""
     settings: int = 24
-    """Of each agent, its own among them."""
+    """Number of settings per agent, including its defaults."""
     episodes: tuple[int, ...] = (4096,)
     """Budgets."""
     seeds: int = 1
-    """Of each cell."""
+    """Number of seeds per cell."""
     first_seed: int = 0
-    """The smallest one. From the number of the trials' seeds on, and in another folder, it tries what they chose on
-    seeds that they never saw."""
+    """First seed. Set to the number of the trials' seeds, in another folder, to test their choices on unseen seeds."""
     workers: int | None = None
-    """Processes; by default one for each core."""
+    """Number of processes; by default one per core."""
     algorithms: bool = False
-    """In place of --agents and --settings: a dozen algorithms as they come, on the diagnostics too, at one budget."""
+    """Instead of --agents and --settings: a dozen algorithms with default settings, also on the diagnostics; one
+    budget."""
     table: bool = False
-    """Print what is there, and run nothing."""
+    """Print the existing results and run nothing."""
 
     def __post_init__(self) -> None:
         if not self.episodes or (self.algorithms and len(self.episodes) > 1):

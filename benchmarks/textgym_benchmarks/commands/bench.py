@@ -273,7 +273,7 @@ def _report_trouble(results: Sequence[Result]) -> None:
         note(f"the cells were run from different sources of textgym: {', '.join(sorted(sources))}")
     missing = [result for result in results if result.status == "missing"]
     if missing:
-        note(f"{len(missing)} of {len(results)} cells are still running in another process: run this command again later")
+        note(f"{len(missing)} of {len(results)} cells are still running in another process: run this again later")
     failed = [result for result in results if result.status == "failed"]
     if failed:
         alike: dict[str, list[str]] = {}
