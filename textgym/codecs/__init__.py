@@ -1,4 +1,4 @@
-"""Text to ids and back: one small interface over every kind of tokenizer."""
+"""Convert between text and ids: a small common interface for all kinds of tokenizers."""
 
 from textgym.codecs.kinds import FastCodec, SlowCodec, WordCodec
 from textgym.codecs.protocol import Codec, Decoder

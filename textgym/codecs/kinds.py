@@ -221,7 +221,7 @@ class SlowCodec(Codec):
 
 
 class WordCodec(Codec):
-    """A codec of words with spaces between them; a word's id is its place. <pad> and the like are control tokens.
+    """A codec of words separated by spaces; a word's id is its index. <pad> and the like are control tokens.
 
     Args:
         words: at least one, all different, none empty or with white space inside.

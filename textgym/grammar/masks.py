@@ -29,7 +29,7 @@ _CHECKS, _CHECKED_TOKENS = 200, 6
 
 
 class TokenBytes(NamedTuple):
-    """The bytes of every token, b"" for those that leave nothing in a text.
+    """The bytes of every token, b"" for tokens that add nothing to a text.
 
     Args:
         first: V, where nothing is written yet.
@@ -189,7 +189,7 @@ class _Place:
 
 
 class GrammarMask:
-    """A task's `mask`: every token that a legal text can go on with, and no other.
+    """A task's `mask`: exactly the tokens with which a legal text can continue.
 
     A token is allowed where the text with it is the beginning of a legal one; any way to cut a text into
     tokens is allowed. Stop tokens are allowed where the text is legal as it is. Tokens that leave nothing in

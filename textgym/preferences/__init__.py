@@ -1,4 +1,4 @@
-"""Preferences between completions: what they are, how files hold them, and how to collect them from a policy."""
+"""Preferences between completions: data types, file formats, and collecting them from a policy."""
 
 from textgym.preferences.collect import Collected, annotate, check_temperature, collect
 from textgym.preferences.data import Demonstration, Problem, Ranking, Reading, disagreement, pairs

@@ -58,7 +58,7 @@ _REDRAWS = 8  # Further rounds in which the missing candidates of a prompt are d
 
 @dataclass(frozen=True)
 class Collected:
-    """Rankings, and what did not become part of one.
+    """Rankings, and counts of the prompts and completions left out.
 
     Args:
         rankings: at most one for each prompt drawn, in the order of drawing.
@@ -96,7 +96,7 @@ def collect(
     reward: RewardSpec | None = None,
     keep_ties: bool = False,
 ) -> Collected:
-    """Draw prompts by the task's weights and different candidates for each, and let an annotator rank them.
+    """Draw prompts by the task's weights and different candidates for each, and rank them with an annotator.
 
     Candidates that repeat another one of their prompt, are empty or have no finite score are drawn again, a few
     times; a prompt may end with fewer than asked for, or with none. `ended` of a ranking says which were stopped by

@@ -82,7 +82,7 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Problem:
-    """The `line` of the file at `path` that cannot be used. `message` may quote it: escape that where it is printed."""
+    """A `line` of the file at `path` that cannot be used. `message` may quote it: escape it before printing."""
 
     path: str
     line: int
@@ -227,7 +227,7 @@ def longer_wins(rankings: Sequence[Ranking]) -> float:
 
 
 def disagreement(rankings: Sequence[Ranking]) -> float:
-    """Return the share of pairs of rankings whose lower one has the higher score; NaN where there are no scores."""
+    """Return the share of ranked pairs whose lower completion has the higher score; NaN without scores."""
     return _share(score < later for ranking in rankings for score, later in combinations(ranking.scores or (), 2))
 
 

@@ -50,7 +50,7 @@ _NAMES: dict[type, str] = {
 
 
 def read_rankings(path: str | Path, on_broken: OnBroken = "stop") -> Reading[Ranking]:
-    """Read preferences, in the format that their first good row has.
+    """Read preferences, in the format of their first good row.
 
     Args:
         path: a source of `textgym.rows`, in one of the formats of `textgym.preferences.files`.
@@ -62,12 +62,12 @@ def read_rankings(path: str | Path, on_broken: OnBroken = "stop") -> Reading[Ran
 
 
 def read_demonstrations(path: str | Path, on_broken: OnBroken = "stop") -> Reading[Demonstration]:
-    """Read demonstrations; of preferences the best completions. See `read_rankings`."""
+    """Read demonstrations, or the best completions of preferences. See `read_rankings`."""
     return _read(path, on_broken, _demonstration_format, _read_demonstration)
 
 
 def write_rankings(path: str | Path, rankings: Iterable[Ranking], format: RankingFormat = "trl") -> int:
-    """Write preferences, atomically, in the place of what was there; reading them gives the same again.
+    """Write preferences atomically, replacing an existing file; reading them returns the same.
 
     Args:
         path: its folder is made if there is none.

@@ -1,4 +1,4 @@
-"""Exact answers on small token MDPs: the optimum, the values of any policy, and the probability of every trajectory.
+"""Exact solutions of small token MDPs: the optimum, the values of any policy, and trajectory probabilities.
 
 `textgym.optimum.optimum_of` serves tasks of any size.
 """

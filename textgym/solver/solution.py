@@ -195,7 +195,7 @@ def _policy(logs: Floats, total: Floats, candidates: Bools, level: Level) -> Flo
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """The optimum of J = E[sum gamma^t r_t] - beta E[sum KL]. Made by `solve`; it is the optimal policy too.
+    """The optimum of J = E[sum gamma^t r_t] - beta E[sum KL], made by `solve`; also the optimal policy.
 
     Values are in units of reward at time 0, see `textgym.solver.solution`.
 

@@ -94,7 +94,7 @@ class Level:
 
 @dataclass(frozen=True, eq=False)
 class PrefixTree:
-    """The states of one split of a task. Made by `textgym.solver.prefix_tree`.
+    """The states of one split of a task, made by `textgym.solver.prefix_tree`.
 
     Attributes:
         task, split: the tree is of these.

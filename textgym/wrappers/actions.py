@@ -238,7 +238,7 @@ class _ChosenRows(RowsWrapper):
 
 
 class TopKActions(_Chosen):
-    """Take action r as the token of rank r among the reference's k likeliest legal ones; 0 is the likeliest.
+    """Map action r to the token of rank r among the reference's k most likely legal ones; 0 is the first.
 
     Where fewer than k tokens are legal, ranks begin again at the likeliest; `action_masks` leaves those out.
 
@@ -255,7 +255,7 @@ class TopKActions(_Chosen):
 
 
 class VectorTopKActions(_ChosenRows):
-    """`TopKActions` of a vector environment: one batch through the reference a step. Raises: as `TopKActions` does."""
+    """`TopKActions` of a vector environment: one reference call per step. Raises: as `TopKActions` does."""
 
     def __init__(self, env: RowsEnv, k: int, reference: Reference | None = None) -> None:
         super().__init__(env)
@@ -264,7 +264,7 @@ class VectorTopKActions(_ChosenRows):
 
 
 class AllowedActions(_Chosen):
-    """Take action i as the i-th allowed token: control tokens and unused rows of the vocabulary cannot be taken.
+    """Map action i to the i-th allowed token, without control tokens and unused rows of the vocabulary.
 
     Args:
         env: one environment whose actions are tokens.
@@ -290,7 +290,7 @@ def _nearest(task: Task, dimensions: int, seed: int, embedding: Points | None, t
 
 
 class EmbeddingActions(_Chosen):
-    """Take a point in [-1, 1]^D as the nearest legal token: Wolpertinger without re-ranking.
+    """Map a point in [-1, 1]^D to the nearest legal token: Wolpertinger without re-ranking.
 
     Args:
         env: one environment whose actions are tokens.
@@ -325,7 +325,7 @@ class VectorEmbeddingActions(_ChosenRows):
 
 
 class TurnEnv(SingleWrapper):
-    """Write a turn of tokens in one step; in a task of one turn that is the answer.
+    """Write a turn of tokens in one step; in a task with one turn, the whole answer.
 
     An action is an array of T ids, T the budget of a turn. Its turn ends as it does token by token; what stands behind
     the end is ignored, so every action is one, and many are the same: the probability of a turn is that of its tokens
@@ -376,7 +376,7 @@ class TurnEnv(SingleWrapper):
 
 
 class AnswerEnv(TurnEnv):
-    """Write all turns of an episode in one step: a bandit. The ids of one turn follow those of the one before.
+    """Write all turns of an episode in one step, as in a bandit. The ids of the turns are concatenated.
 
     What is written in a later turn cannot depend on a reply. Where chance has no say (`textgym.turns.Turns.random`)
     nothing is lost by that: the reply is known. Where it has, this would be another task with a lower optimum, and is

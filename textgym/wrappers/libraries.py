@@ -47,7 +47,7 @@ class _Numbers(_Told):
 
 
 class NoInfo(_Numbers, gym.Wrapper[Any, Any, Any, Any]):
-    """Leave numbers in the infos and nothing else: no `prompt`, `completion` and `finish_reason`.
+    """Remove everything except numbers from the infos: no `prompt`, `completion` and `finish_reason`.
 
     For libraries that store infos beside the steps, where a text that comes with the last step only is missing
     everywhere else. `env` can be any environment.
@@ -59,7 +59,7 @@ class VectorNoInfo(_Numbers, PassingWrapper):
 
 
 class ActionMaskInfo(_Told, gym.Wrapper[Any, Any, Any, Any]):
-    """Put the mask of the actions that the task suggests into every info: `action_mask`, int8 (A,), 1 where it does.
+    """Add the mask of the suggested actions to every info: `action_mask`, int8 (A,), 1 for suggested ones.
 
     Args:
         env: an environment of TextGym; with `TopKActions` or `AllowedActions` below, A counts their actions.
@@ -106,7 +106,7 @@ def _one_hot_space(task: Task) -> spaces.Box:
 
 
 class OneHotTokens(ShowingWrapper):
-    """Show the text as one flat vector, float32 (L * V,): entry l * V + v is 1 where token v stands in column l.
+    """Observe the text as a flat vector, float32 (L * V,): entry l * V + v is 1 if token v is in column l.
 
     Columns without text are 0. For default networks, which would take ids for quantities; it costs 4 L V bytes an
     observation, so it is for small vocabularies, `LMFeatures` for others.

@@ -58,7 +58,7 @@ class Bonus:
 
 
 class ReferenceReward(SingleWrapper):
-    """Pay gamma^t r_t + beta log pi_ref(a | s) where the environment pays r_t; gamma is the task's.
+    """Pay gamma^t r_t + beta log pi_ref(a | s) instead of r_t; gamma is the task's.
 
     J = E[sum gamma^t r_t] - beta KL(pi || pi_ref) = E[sum of these rewards] + beta H(pi), H being the entropy of the
     whole text: an agent that maximises their sum plus beta times entropy maximises J. J discounts rewards but not the
@@ -108,7 +108,7 @@ class ReferenceReward(SingleWrapper):
 
 
 class VectorReferenceReward(RowsWrapper):
-    """`ReferenceReward` of a vector environment; rows that take no action get none.
+    """`ReferenceReward` of a vector environment; rows that take no action get no reward.
 
     Raises: as `ReferenceReward` does; ValueError for an environment with `score_together`.
     """
@@ -155,7 +155,7 @@ def _space(model: CausalLM) -> spaces.Box:
 
 
 class LMFeatures(ShowingWrapper):
-    """Show the reference LM's last hidden state at the last token, float32 (H,).
+    """Observe the reference LM's last hidden state at the last token, float32 (H,).
 
     Args:
         env: one environment that shows tokens; no wrapper that reads tokens may come around this one.
@@ -174,7 +174,7 @@ class LMFeatures(ShowingWrapper):
 
 
 class VectorLMFeatures(ShowingRows):
-    """`LMFeatures` of a vector environment, float32 (N, H): one batch through the model a step.
+    """`LMFeatures` of a vector environment, float32 (N, H): one model call per step.
 
     In SAME_STEP mode the last observations of ended rows are read in a batch of their own.
 
