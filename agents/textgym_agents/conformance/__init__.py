@@ -1,4 +1,4 @@
-"""Check against the exact solver that an agent does what its algorithm says, one statement at a time."""
+"""Check with the exact solver that an agent implements its algorithm, one statement at a time."""
 
 from textgym_agents.conformance.hooks import Estimator, LossGradient, TrainingBatch
 from textgym_agents.conformance.run import check, check_names

@@ -105,7 +105,7 @@ CHECKS = (
 
 
 def check_names(slow: bool = True) -> tuple[str, ...]:
-    """Return the names of all checks in the order in which they are run; without `slow`, of those done in seconds."""
+    """Return the names of all checks in running order; without `slow`, only those that take seconds."""
     return tuple(entry.name for entry in CHECKS if slow or not entry.slow)
 
 

@@ -130,7 +130,7 @@ EMPTY_ROWS = 2  # rows of the vocabulary that no token has: they must never be s
 
 @dataclass(frozen=True)
 class LearningTask:
-    """A task on which the agent has to come near the exact optimum.
+    """A task on which the agent must come near the exact optimum.
 
     Attributes:
         id: of the environment.

@@ -1,4 +1,4 @@
-"""Logged episodes of any agent: recorded, read back, and made into data to learn from and to judge by."""
+"""Logged episodes of any agent: recording, reading, and using them for learning and evaluation."""
 
 from textgym_agents.datasets.reading import Recording, is_recording, read_recording
 from textgym_agents.datasets.recording import RecordedEpisode, play_episodes, record, write_log

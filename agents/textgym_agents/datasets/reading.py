@@ -35,7 +35,7 @@ _METADATA = "metadata.json"
 
 @dataclass(frozen=True)
 class Recording:
-    """B recorded episodes, in which the policy wrote N tokens. What is not given is not known.
+    """B recorded episodes, in which the policy wrote N tokens. Missing values are unknown.
 
     Attributes:
         sequences: their prompts and completions, with rewards.
@@ -112,7 +112,7 @@ class _Episode(NamedTuple):
 
 
 def is_recording(path: str | Path) -> bool:
-    """Return whether a path is meant as logged episodes: a folder that holds no rows, or rows that have rewards."""
+    """Return whether a path refers to logged episodes: a folder without rows, or rows with rewards."""
     folder = Path(row_source(path).place)
     if folder.is_dir() and not holds_rows(folder):
         return True
@@ -123,7 +123,7 @@ def is_recording(path: str | Path) -> bool:
 
 
 def read_recording(path: str | Path, task: Task, on_broken: OnBroken = "stop") -> Recording:
-    """Read logged episodes, recorded here or by anybody: a Minari dataset or rows, see the module.
+    """Read logged episodes from any source: a Minari dataset or rows, see the module.
 
     Args:
         path: the dataset's folder, or the folder `data` in it; or a source of `textgym.rows`.

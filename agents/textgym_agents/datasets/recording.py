@@ -85,7 +85,7 @@ def play_episodes(
     seed: int = 0,
     deterministic: bool = False,
 ) -> Iterator[RecordedEpisode]:
-    """Play episodes of an agent. The same seed gives the same ones, if its `log_probs` are not None.
+    """Play episodes of an agent. They are the same for the same seed, if its `log_probs` are not None.
 
     Tokens are drawn here, from the agent's log-probabilities over what the task's grammar allows; an agent without any
     is asked to act. A reward that learns, such as a running normalisation, is put back to where it was.
@@ -202,7 +202,7 @@ def record(
     deterministic: bool = False,
     split: str | None = None,
 ) -> Any:
-    """Play an agent and write its episodes into a new Minari dataset. Nothing is sent or fetched.
+    """Play an agent and write its episodes to a new Minari dataset. Nothing is uploaded or downloaded.
 
     An observation is what the environment gave, an action is a token, `infos` have T + 1 entries, those of the reset
     first: see docs/datasets.md. The prompts, the noise of rewards, and everything else come from `seed`.
@@ -236,7 +236,7 @@ def record(
 
 
 def write_log(path: str | Path, episodes: Iterable[RecordedEpisode]) -> int:
-    """Write episodes of one turn as JSON lines, atomically, in the place of what was there; reading gives the same.
+    """Write single-turn episodes as JSON lines atomically, replacing an existing file; reading returns the same.
 
     A row has prompt, completion, completion_ids, token_logprobs (nats, one a token; none where they are not known), and
     reward, or rewards where others than the last token were paid: see `textgym_agents.datasets.reading`.

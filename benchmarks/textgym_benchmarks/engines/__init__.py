@@ -1,4 +1,4 @@
-"""Where the cells of a suite run: in this process, in a pool of processes, or on Ray; all by the same protocol."""
+"""Engines that run the cells of a suite: in this process, in a pool of processes, or on Ray."""
 
 from __future__ import annotations
 
