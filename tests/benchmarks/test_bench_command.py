@@ -39,7 +39,7 @@ def test_a_run_in_plain_lines_and_its_table(capsys, tmp_path):
     row = next(line for line in printed.splitlines() if line.strip().startswith("Bandit-v0"))
     # lm-ppo has 6 letters and rloo 4; the second seed adds 1/8, so the means are 6 1/16 and 4 1/16.
     assert row.split() == ["Bandit-v0", "6.062", "4.062"]
-    assert "cores busy in the last run:" in printed
+    assert "busy cores in the last run:" in printed
     assert "textgym report runs/bench-ci shows more" in printed
     assert (tmp_path / "runs" / "bench-ci" / "suite.json").exists()
 
