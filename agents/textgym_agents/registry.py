@@ -155,7 +155,7 @@ def make_agent(agent: str | type[Agent], env: TextEnv, config: object = None, **
 
 
 def load_agent(path: str | Path, env: TokenVectorEnv, agent: str | None = None, trust_pickle: bool = False) -> Agent:
-    """Load a saved agent, ready to act or to continue learning.
+    """Return a saved agent, ready to act or to continue learning.
 
     Args:
         path: the folder that `save` wrote, or a run folder that contains it as `checkpoint`; or a .zip file of a

@@ -243,7 +243,7 @@ def test_a_model_of_texts_and_images_is_exported(tmp_path, rank):
     config = Gemma3Config(text_config=text, vision_config=images, mm_tokens_per_image=1, **ids)
     Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path / "model")
     words = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(93))]
-    options = {"tokenizer": words, "stop": "</s>", "max_new_tokens": 3, "reward": "word_count"}
+    options = {"tokenizer": words, "stop": "</s>", "max_new_tokens": 3, "reward": "length"}
     env = make_env("textgym/Text-v0", 2, prompts=["w1 w2"], reference=str(tmp_path / "model"), vocab_size=96, **options)
     agent = make_agent("rloo", env, batch=4, minibatches=1, lora_rank=rank, device="cpu")
     agent.save(tmp_path / "agent")

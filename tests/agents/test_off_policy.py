@@ -372,7 +372,7 @@ def test_a_return_below_the_declared_one_costs_the_bound_alone(tmp_path, capsys)
     (tmp_path / "less.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     main([str(tmp_path / "less.jsonl"), "--agent", "random", "--id", "Bandit-v0"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "no lower bound: a return in the log is less than the 0 that the reward declares; give --minimum" in shown
+    assert "no lower bound: a return in the log is less than the 0 that the reward declares; pass --minimum" in shown
     words = {"prompts": ["a"], "tokenizer": ["a", "b"], "reward": Bounded(), "reference": "uniform"}
     for penalty, ends in ((-2.0, (-2.0, 1.0)), (7.0, (0.5, 7.0))):
         failing = make_task("Text", on_error="penalty", penalty=penalty, **words)

@@ -150,11 +150,11 @@ def test_a_run_of_other_settings_or_of_an_unknown_agent_starts_over(tmp_path):
     task = make_task("Copy")
     with pytest.raises(Killed):
         run_cell(cell, SMALL, tmp_path / "cell", tmp_path / "optima", watcher=Killer(3))
-    assert reopened(run, plan_of(cell, SMALL, task)) is not None
-    assert reopened(run, plan_of(cell, replace(SMALL, points=4), task)) is None
+    assert reopened(run, plan_of(cell, SMALL, task), task) is not None
+    assert reopened(run, plan_of(cell, replace(SMALL, points=4), task), task) is None
     assert not run.exists()
     (run / "half").mkdir(parents=True)  # a run that died before it had a config
-    assert reopened(run, plan_of(cell, SMALL, task)) is None
+    assert reopened(run, plan_of(cell, SMALL, task), task) is None
     assert not run.exists()
     assert not agent_class("benchmarks.quiet_agent:QuietAgent").resumes
 

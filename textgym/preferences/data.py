@@ -227,7 +227,7 @@ def longer_wins(rankings: Sequence[Ranking]) -> float:
 
 
 def disagreement(rankings: Sequence[Ranking]) -> float:
-    """Return the share of ranked pairs whose lower completion has the higher score; NaN without scores."""
+    """Return the share of pairs in the rankings whose lower completion has the higher score; NaN without scores."""
     return _share(score < later for ranking in rankings for score, later in combinations(ranking.scores or (), 2))
 
 

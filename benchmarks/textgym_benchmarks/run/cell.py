@@ -16,7 +16,7 @@ from textgym_agents.config import TrainSettings
 from textgym_agents.conformance.under_test import global_generators
 from textgym_agents.protocol import Agent
 from textgym_agents.registry import agent_class, batch_of, config_class, make_agent, make_config, make_env
-from textgym_agents.saving import FORMAT
+from textgym_agents.saving import FORMAT, task_signs
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import SilentWatcher, Training, Watcher
 from textgym_agents.training.measures import (
@@ -78,7 +78,7 @@ def run_cell(
     with _one_thread(), global_generators(seed):
         task = make_env(cell.id, 1, **cell.options).unwrapped.task
         plan = plan_of(cell, settings, task)
-        run = reopened(folder / "run", plan)
+        run = reopened(folder / "run", plan, task)
         if run is not None:  # the logged part of a run that was broken off counts
             earlier = (run.metrics() or [{}])[-1]
             started -= float(earlier.get("seconds", 0.0))
@@ -208,17 +208,20 @@ def seed_of(cell: Cell, settings: Evaluation) -> int:
     return cell.seed + (TUNE_SEEDS if settings.split == "tune" else 0)
 
 
-def reopened(path: Path, plan: TrainSettings) -> RunFolder | None:
+def reopened(path: Path, plan: TrainSettings, task: Task) -> RunFolder | None:
     """Return the run to resume; None for a new one, after removing a run that cannot be resumed.
 
-    That is a run of other settings or versions, and one of an agent that does not say that it `resumes`, so that a
-    result never depends on where a worker died. A run holds no result: nothing is lost but time.
+    That is a run of other settings or versions or of another task, and one of an agent that does not say that it
+    `resumes`, so that a result never depends on where a worker died. A run holds no result: nothing is lost but time.
+
+    Args: path: the run's folder. plan: its settings. task: what it learns.
     """
     if not path.exists():
         return None
     run = RunFolder(path)
     if run.state() != "none" and agent_class(plan.agent).resumes:
-        started_with = plain({"format": FORMAT} | asdict(plan) | {"versions": versions()})
+        signs = {"versions": versions(), "task": task_signs(task, plan.split)}
+        started_with = plain({"format": FORMAT} | asdict(plan) | signs)
         if read_json(path / "config.json") == json.loads(json.dumps(started_with)):
             # A run may have ended just before its result was handed over.
             (path / "result.json").unlink(missing_ok=True)
