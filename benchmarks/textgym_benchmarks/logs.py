@@ -290,7 +290,7 @@ def print_contest(folder: Path) -> None:
         if min(len(dpo), len(own[label])) > 1 and name != "dpo":
             lead, low, high = leads(own[label][:, None], dpo[:, None])[:, 0]
             ahead = f"{lead:+.3f} [{low:+.3f}, {high:+.3f}]"
-        changes = ", ".join(f"{key} {value}" for key, value in TRIALS[name][1][int(place)].items()) or "as they come"
+        changes = ", ".join(f"{key} {value}" for key, value in TRIALS[name][1][int(place)].items()) or "defaults"
         numbers = (own[label].mean(), own[label].min(), own[label].max())
         rest = (f"{found[each][label].mean():.2f}" for each in ("reward", "kl"))
         shown.add_row(name, *(f"{value:.3f}" for value in numbers), ahead, *rest, changes)

@@ -118,7 +118,7 @@ def print_scores(found: Mapping[str, Floats], chosen: Mapping[str, int], tasks: 
         if name != best and min(len(means[name]), len(means[best])) > 1:
             lead, low, high = leads(means[best], means[name])[:, 0]
             ahead = f"{lead:+.3f} [{low:+.3f}, {high:+.3f}]"
-        changes = ", ".join(f"{key} {value}" for key, value in TRIALS[chosen[name]].items()) or "as they come"
+        changes = ", ".join(f"{key} {value}" for key, value in TRIALS[chosen[name]].items()) or "defaults"
         columns = (f"{value:.2f}" for value in found[name].mean(0))
         shown.add_row(name, f"{means[name].mean():.3f}", ahead, changes, *columns)
     Console(highlight=False).print(shown)

@@ -6,7 +6,7 @@
 The clock counts CPU seconds of one thread, those of evaluations left out, so that other work on the machine does not
 move it. Every contestant learns at a constant rate from the prompts of the split "train"; at each mark J is measured on
 those of "eval", by the same code for all. Each runs with the best of some trials on another seed, for each reward; in
-TextGym's first trial the agent runs as it comes. The first line runs what has no result yet; the second prints what is
+TextGym's first trial the agent has its defaults. The first line runs what has no result yet; the second prints what is
 there.
 """
 
@@ -263,7 +263,7 @@ def main() -> None:
 
 
 def race_entries(flags: RaceFlags, trials: Sequence[RaceResult]) -> list[Racer]:
-    """Return who races, with the best settings of the trials for each reward; an agent without trials as it comes."""
+    """Return who races, with the best settings of the trials for each reward; an agent without trials has defaults."""
     found: list[Racer] = []
     for reward in flags.rewards:
         given: dict[str, JsonObject] = {who: {} for who in flags.agents}

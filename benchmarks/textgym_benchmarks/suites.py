@@ -57,7 +57,7 @@ OBJECTIVES: Final[Mapping[str, tuple[str, Mapping[str, object]]]] = {
 }
 """Objectives of papers, by name in tables: an agent and its settings. All pay the task's price of KL, as J has it."""
 ALGORITHMS: Final = {**{name: (name, {}) for name in ("lm-ppo", "rloo", "grpo", "a2c", "vine-ppo")}, **OBJECTIVES}
-"""The main agents as they come, and those objectives."""
+"""The main agents with default settings, and those objectives."""
 
 STORY_REWARDS: Final[Mapping[str, RewardJson]] = {
     "three words": {"name": "keywords", "words": ["friend", "happy", "garden"]},

@@ -338,7 +338,7 @@ def print_table(found: Regrets, agent: str, episodes: int, settings: Sequence[Js
     for place in found.settings:
         words = settings[place].items()
         parts = (f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in words)
-        console.print(f"{place}: {', '.join(parts) or 'as they come'}", markup=False)
+        console.print(f"{place}: {', '.join(parts) or 'defaults'}", markup=False)
     console.print("*: of the way to the best J that was found; J* is not known well enough", markup=False)
 
 

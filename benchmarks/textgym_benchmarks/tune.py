@@ -34,7 +34,7 @@ from textgym_benchmarks.suite_folder import RUN_CELL, hold, open_suite, run_one
 
 RUN_TRIAL: Final = "textgym_benchmarks.tune:run_trial"
 DEFAULTS: Final = "defaults"
-"""Key of the job that runs the settings as they come, which no trial is."""
+"""Key of the job that runs the default settings, which no trial is."""
 ENOUGH: Final = 8
 """The fewest finished trials from which it is said what mattered."""
 _RANDOM = 8  # trials that are drawn at random before Optuna's model proposes
@@ -263,7 +263,7 @@ class Tuning:
         return sorted(found, key=lambda each: (order.index(each.state), -(each.objective or 0.0)))
 
     def defaults(self) -> TrialOutcome | None:
-        """Return what the agent's settings reach as they come, on the same seeds; None before it is known."""
+        """Return what the agent's default settings reach on the same seeds; None before it is known."""
         data = self.study.user_attrs.get(DEFAULTS)
         return None if data is None else TrialOutcome(DEFAULTS, {}, **data)
 

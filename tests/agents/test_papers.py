@@ -31,7 +31,7 @@ def value(text: str) -> object:
 @pytest.mark.parametrize(("paper", "agent", "settings"), ROWS, ids=[paper for paper, *_ in ROWS])
 def test_a_paper_s_settings_run(paper: str, agent: str, settings: str, tmp_path: Path) -> None:
     given = {name: value(text) for name, text in re.findall(r"`(\w+)=([^`]+)`", settings)}
-    assert given or settings == "as it comes"
+    assert given or settings == "defaults"
     if given.get("teacher") == "TEACHER":
         given["teacher"] = str(tmp_path / "teacher")
         make_agent("lm-ppo", make_env("textgym/Stop-v0", 16), batch=16, device="cpu").save(tmp_path / "teacher")

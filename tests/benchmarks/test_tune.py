@@ -267,7 +267,7 @@ def test_an_agent_without_j_is_told_from_one_with_bad_settings(tmp_path):
 )
 def test_settings_that_lose_to_the_defaults_are_not_recommended(monkeypatch, capsys, own, said, flags):
     outcomes = [TrialOutcome("trial 0", {"learning_rate": 0.5}, "done", 0.35)]
-    defaults = TrialOutcome("as it comes", {}, "failed" if own is None else "done", own)
+    defaults = TrialOutcome("defaults", {}, "failed" if own is None else "done", own)
     tuning = SimpleNamespace(plan=PLAN, outcomes=lambda: outcomes, defaults=lambda: defaults, importance=dict)
     monkeypatch.setattr("textgym_benchmarks.commands.tune.write_page", lambda tuning: "page")
     show(tuning)
