@@ -169,16 +169,16 @@ class OnPolicyConfig(CutSettings, LMConfig):
     entropy_coefficient: float = 0.0
     """Weight of the entropy bonus, in standardised advantages per nat; with entropy_target the initial weight."""
     entropy_target: float | None = None
-    """Nats per token: a batch at or below it raises entropy_coefficient by entropy_step; others lower it, no bonus."""
+    """Nats per token: a batch up to it raises entropy_coefficient by entropy_step; others lower it and get no bonus."""
     entropy_step: float = 0.005
     """Step by which entropy_target changes entropy_coefficient, which never falls below 0 (arXiv:2505.22312)."""
     overlong: Literal["keep", "mask"] = "keep"
-    """mask: do not train on completions that reached the token limit; baselines and deviations still include them."""
+    """mask: do not train on completions that the token limit cut off; baselines and deviations still count them."""
     whiten: bool = True
     """Standardise advantages over the batch's real tokens; the KL term in the loss is scaled in the same way."""
     update_kl: float = 1.5
     """Without learning_rate, for language models: nats per sequence of an update straight to higher scores, at 256
-    episodes and 8 or more steps (else in proportion; more in a short budget). The effect of the first batch tells."""
+    episodes and 8 or more steps (else in proportion; more in a short budget). Set from the first batch's effect."""
     stop_update_kl: float | None = None
     """Stop an update early at this KL from the policy that sampled, nats per token; None: never."""
     sampler: str | None = None
@@ -190,7 +190,7 @@ class OnPolicyConfig(CutSettings, LMConfig):
     importance_level: Literal["token", "sequence"] = "token"
     """token: the ratio of the action itself. sequence: the product of the ratios over its completion."""
     importance_cap: float = 2.0
-    """Upper bound of the ratio."""
+    """Largest weight: a greater ratio counts as this (truncate) or as 0 (mask)."""
     importance_floor: float = 0.0
     """Lower bound of the ratio, with importance=mask."""
 
@@ -228,7 +228,7 @@ class ActorCriticConfig(OnPolicyConfig):
     value_coefficient: float = 0.01
     """Weight of the value loss. It trains the shared trunk, too: a large weight makes the model forget other things."""
     value_rate: float = 10.0
-    """Learning rate of the value head, as a multiple of the policy's; the head starts from 0, not from training."""
+    """Learning rate of the value head, as a multiple of the policy's; the head starts from 0, not pre-trained."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

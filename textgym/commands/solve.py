@@ -56,7 +56,7 @@ def _below(solution: Solution, depth: int, row: int, indent: str) -> Iterator[tu
 
 @dataclass(frozen=True)
 class SolveFlags:
-    """Solve a small environment exactly: V*(s0) of every prompt, J of the reference, J*, and the best answers.
+    """Solve a small environment exactly: V*(s0) of every prompt, J of the reference, J*, and the optimum's answers.
 
     Example: textgym solve Stop-v0 --beta 0.1 --prompts 2
     """

@@ -231,7 +231,7 @@ GROUP_ESTIMATORS: Final[Mapping[str, GroupEstimator]] = {
     "Dr. GRPO": GroupEstimator(centred, _ppo_factor, "Liu et al. 2025, 2503.20783, section 3.2"),
     "GRPO": _GRPO,
     "GRPO, equal groups dropped": _GRPO._replace(unequal=True, source="Shao et al. 2024, without equal groups"),
-    "GRPO, sum over tokens": GroupEstimator(standardised, _ppo_factor, "Shao et al. 2024, without 1 / |y|"),
+    "GRPO, sum over tokens": GroupEstimator(standardised, _ppo_factor, "Shao et al. 2024, without division by length"),
     "GRPO without deviation": GroupEstimator(
         centred, lambda s, up: _ppo_factor(s, up) / s.lengths[:, None], "Shao et al. 2024, without the deviation"
     ),
