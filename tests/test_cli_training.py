@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -19,10 +20,11 @@ import pytest
 from cli_tools import assert_one_line, environment, run, started
 from textgym_agents.commands import policies, train
 from textgym_agents.config import TrainSettings
-from textgym_agents.saving import FORMAT
+from textgym_agents.saving import FORMAT, task_changes, task_signs
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import SilentWatcher, Training
 
+from textgym import make_task
 from textgym.estimates import Estimate
 from textgym.interrupts import TrainingInterrupted
 
@@ -252,6 +254,19 @@ def test_a_run_goes_on_with_the_prompts_that_it_was_started_on(changed, split):
     Path("cut/config.json").write_text(json.dumps(held | {"task": 3}))
     with pytest.raises(ValueError, match="another task, which differs in name"):
         Training(settings, RunFolder.reopen("cut"))
+
+
+def test_beta_and_a_reward_s_own_name_tell_a_task_too():
+    def first(prompts, completions, **columns):
+        return [0.0] * len(completions)
+
+    def second(prompts, completions, **columns):
+        return [1.0] * len(completions)
+
+    task = replace(make_task("Stop"), reward=first, reward_name="", beta=0.5)
+    now = task_signs(replace(task, reward=second, beta=2.0), "eval")
+    for split, signs in task_signs(task, "eval").items():
+        assert task_changes(signs, now[split]) == ["reward ('first', now 'second')", "beta (0.5, now 2.0)"]
 
 
 def test_a_data_set_that_is_nowhere_is_refused_before_torch_is_imported(tmp_path, monkeypatch):

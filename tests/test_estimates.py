@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -302,7 +302,15 @@ class Shown(Silent):
         return "as shown"
 
 
-@pytest.mark.parametrize(("reference", "want"), [(Silent(), "Silent"), (Named(), "by name"), (Shown(), "as shown")])
+@dataclass(frozen=True)
+class Holding(Silent):
+    function: object = Silent.log_probs
+
+
+@pytest.mark.parametrize(
+    ("reference", "want"),
+    [(Silent(), "Silent"), (Named(), "by name"), (Shown(), "as shown"), (Holding(), "Holding")],
+)
 def test_a_reference_is_told_by_its_name_or_by_its_type(reference, want):
     assert fingerprint(replace(make_task("Stop"), reference=reference), "eval")["reference"] == want
 

@@ -313,17 +313,21 @@ def _mask(task: Task) -> str | None:
     if task.mask is None:
         return None
     grammar = getattr(task.mask, "grammar", None)
-    return type(task.mask).__qualname__ if grammar is None else _digest(str(grammar).encode())
+    return type(task.mask).__qualname__ if grammar is None else _digest(_text(grammar).encode())
 
 
 def _reference(task: Task) -> str:
     """Return the digest of the reference's weights; else its name, or its class's where it has none."""
     if not has_language_model(task):
-        kind = type(task.reference)
-        unnamed = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
-        return kind.__qualname__ if unnamed else str(task.reference)
+        return _text(task.reference)
     weights = sorted(Path(reference_model(task)).glob("*.safetensors"))
     return _digest_of_files(tuple(weights)) if weights else str(task.reference)
+
+
+def _text(value: object) -> str:
+    """Return an object's text; its class's name where that has an address in it, which other processes do not have."""
+    text = str(value)
+    return type(value).__qualname__ if " at 0x" in text else text
 
 
 @lru_cache(maxsize=8)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from textgym.checks import JsonObject, TextGymWarning, is_finite
 from textgym.files import check_files, read_json, reading, recover_folder, replace_folder, write_json
 from textgym.optimum import fingerprint
+from textgym.rewards.base import reward_name
 from textgym.task import Task
 from textgym_agents.config import MOST
 
@@ -148,12 +149,13 @@ def _name(task: object) -> str:
 
 
 def task_signs(task: Task, split: str) -> JsonObject:
-    """Return what a run tells its task by: name of a split -> the fingerprint with its prompts.
+    """Return what a run tells its task by: name of a split -> the fingerprint with its prompts, and beta.
 
     Args:
         split: of the held-out prompts.
     """
-    return {each: fingerprint(task, each) for each in ("train", split)}
+    more = {"beta": task.beta, "reward": task.reward_name or reward_name(task.reward)}
+    return {each: fingerprint(task, each) | more for each in ("train", split)}
 
 
 def task_changes(had: object, now: JsonObject) -> list[str]:

@@ -110,6 +110,15 @@ def test_one_reward_or_other_options_make_no_group():
     assert summarise(one).across == ()
 
 
+@pytest.mark.parametrize(("waiting", "found"), [({"late"}, [3]), ({"late", "model"}, [3])])
+def test_rewards_without_a_result_stay_with_their_task(waiting, found):
+    scores = {**SCORES, **{(agent, "late"): (0.0, 0.0) for agent in "ab"}}
+    nothing = {"status": "missing", "error": None, "measures": None, "timing": None}
+    results = [value | (nothing if value["cell"]["reward_name"] in waiting else {}) for value in values(scores)]
+    grid = make_grid([Result.from_json(value) for value in results])
+    assert [len(each.problems) for each in across_rewards(grid, 0)] == found
+
+
 def test_disagreement_is_the_greatest_difference_of_shares_by_hand():
     paid = [(0.1, 30.0), (0.2, 20.0), (0.3, 10.0), (0.3, 40.0)]
     samples = [("p", f"text {i}", {"rules": one, "model": two}) for i, (one, two) in enumerate(paid)]

@@ -332,6 +332,7 @@ def test_numbers_for_people(value, text):
 )
 def test_short_times_have_two_digits(seconds, text):
     assert timed(seconds).text == fixed(seconds, places(seconds)) == text
+    assert places(seconds) == places(-(seconds or 0))  # as a clock that was set back leaves it
 
 
 TEXTS = st.text(max_size=6)

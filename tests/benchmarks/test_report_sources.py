@@ -106,10 +106,11 @@ def test_a_cell_is_of_the_split_that_its_run_is_of(tmp_path):
 
 
 def test_runs_that_are_measured_at_another_beta_are_of_another_problem():
-    def at(beta, agent, status="done", own=None):
+    def at(beta, agent, status="done", own=None, episodes=512):
         (value,) = make_results((agent,), TASKS[:1], 1, failed=0.0, missing=0.0)
         cell = {name: part for name, part in value["cell"].items() if name != "key"}
-        value["cell"] = Cell.from_json(cell | {"config": {} if own is None else {"beta": own}}).to_json()
+        cell |= {"config": {} if own is None else {"beta": own}, "episodes": episodes}
+        value["cell"] = Cell.from_json(cell).to_json()
         if status == "done":
             value["measures"]["optimum"]["beta"] = beta
             return Result.from_json(value)
@@ -127,6 +128,9 @@ def test_runs_that_are_measured_at_another_beta_are_of_another_problem():
     # Of one beta there is one problem, whatever the agents learned with, and its label says nothing of it.
     summary = summarise([at(0.1, "rloo", own=0.01), at(0.1, "lm-ppo"), *failed])
     assert [problem.label for problem in summary.problems] == ["Copy-v0"]
+    # A budget that has no result yet differs by its episodes.
+    summary = summarise([at(0.1, "rloo"), at(None, "rloo", "failed", episodes=64)])
+    assert [problem.label for problem in summary.problems] == ["Copy-v0, 512 episodes", "Copy-v0, 64 episodes"]
 
 
 def test_a_run_that_is_not_finished_is_of_the_beta_of_its_settings(tmp_path):

@@ -105,8 +105,11 @@ def _linear_layers(model: PreTrainedModel) -> list[str]:
     names = [name for name, part in model.named_modules() if isinstance(part, linear) and part is not output]
     ends = {name.rpartition(".")[2] for name in names}
     plain = {end for end in ends if is_plain(end)}
-    if model.config.model_type in ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"):
+    kind = model.config.model_type
+    if kind in ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"):
         plain -= {"out_proj", "dt_proj"}
+    if kind == "jamba":
+        plain.discard("dt_proj")
     return [name for name in names if name.rpartition(".")[2] in plain]
 
 

@@ -161,7 +161,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def places(time: float | None) -> int:
     """Return how many digits after the point a time has: one, or two significant ones where it is below 1."""
-    return 1 if not time or time >= 1 else 1 - math.floor(math.log10(time))
+    return 1 if not time or abs(time) >= 1 else 1 - math.floor(math.log10(abs(time)))
 
 
 def markdown(package: str, name: str) -> Template:

@@ -77,13 +77,20 @@ class AcrossRewards:
 
 
 def across_rewards(grid: Grid, seed: int) -> list[AcrossRewards]:
-    """Return one for each task, with its options, budget and beta, that has several rewards."""
-    groups: dict[str, list[RankedTask]] = {}
+    """Return one for each task, with its options, budget and beta, that has several rewards.
+
+    A problem whose beta is not known yet belongs to the first one that is.
+    """
+    groups: dict[str, dict[float | None, list[RankedTask]]] = {}
     for problem in grid.problems:
-        groups.setdefault(canonical([problem.id, dict(problem.env), problem.episodes, problem.beta]), []).append(
-            problem
-        )
-    return [_across(grid, problems, seed) for problems in groups.values() if len(problems) > 1]
+        task = canonical([problem.id, dict(problem.env), problem.episodes])
+        groups.setdefault(task, {}).setdefault(problem.beta, []).append(problem)
+    found = []
+    for betas in groups.values():
+        unknown = betas.pop(None, [])
+        first, *others = betas.values() or ([],)
+        found += [sorted([*first, *unknown], key=lambda problem: problem.index), *others]
+    return [_across(grid, problems, seed) for problems in found if len(problems) > 1]
 
 
 def _across(grid: Grid, problems: Sequence[RankedTask], seed: int) -> AcrossRewards:

@@ -262,7 +262,7 @@ def _labels(problems: Iterable[tuple[Cell, str | None]]) -> list[str]:
         betas[short].add(beta)
         rows.append((short, beta, (f"{cell.episodes:,} episodes", f"reward {canonical(cell.reward)}", cell.id)))
     parts = [
-        (f"{short}, beta {beta}" if beta is not None and len(betas[short]) > 1 else short, *more)
+        (f"{short}, beta {beta}" if beta is not None and len(betas[short] - {None}) > 1 else short, *more)
         for short, beta, more in rows
     ]
     for length in (1, 2, 3):
