@@ -35,10 +35,10 @@ class ValueGuidedConfig:
     k: int = 4
     """Number of candidate tokens in a state: the most likely legal ones of the prior. No others are written."""
     prior: Literal["policy", "reference"] = "policy"
-    """Distribution to reweight. policy: the agent's policy, which training has already moved; the result maximises E[Q]
-    - temperature KL(result || policy) in every state: a small step from the policy, not the optimum of J. reference:
-    the model that the agent started from; this plans for J, but needs a critic that is right about tokens the agent
-    rarely writes."""
+    """Distribution to reweight. policy: the agent's policy, which training has already moved; the result maximises
+    E[Q] - temperature KL(result || policy) in every state: a small step from the policy, not the optimum of J.
+    reference: the model that the agent started from; this plans for J, but needs a critic that is right about tokens
+    the agent rarely writes."""
     temperature: float | None = None
     """Reward units, > 0: the prior is multiplied by exp(Q / temperature). None: the task's beta for the reference,
     which plans for J, and four times the task's beta for the policy."""
