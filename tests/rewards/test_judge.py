@@ -185,7 +185,7 @@ def test_what_an_answer_holds():
 def test_no_part_of_the_key_is_shown_where_messages_are_cut(server, how):
     with pytest.raises(RewardError) as told:
         Scorer(judge(server, retries=0)).score(["life"], [how], {"answer": ["42"]})
-    assert "yyyB" in str(told.value)
+    assert "yyy" in str(told.value)
     assert KEY[:8] not in str(told.value)
 
 

@@ -205,6 +205,8 @@ def test_observations_that_a_step_changes_are_refused() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_infos_of_vector_wrappers_are_of_their_episode(mode: AutoresetMode) -> None:
+    if mode is AutoresetMode.SAME_STEP and tuple(map(int, gym.__version__.split(".")[:2])) < (1, 4):
+        pytest.skip("before Gymnasium 1.4 the wrapper itself leaves out the first step of every later episode")
     theirs = DummyVecEnv([lambda: gym.wrappers.RecordEpisodeStatistics(TokenEnv("Copy"))] * 2)
     ours = SB3VecEnv(RecordEpisodeStatistics(TokenVectorEnv("Copy", 2, autoreset_mode=mode)))
     for env in (ours, theirs):
