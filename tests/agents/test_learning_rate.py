@@ -77,12 +77,12 @@ def test_what_the_first_batch_has_moved_settles_the_learning_rate(kl, tmp_path):
     broken.save(tmp_path / "agent")
     other = RLOO.load(tmp_path / "agent", again)
     other.learn(again, 32)
-    found = [(each.learning_rate, each.toward, each.correlation) for each in (other, whole)]
+    found = [(each.learning_rate, each.toward, each.correlation, each.chosen) for each in (other, whole)]
     assert found[0] == found[1]
     assert whole.toward >= toward * (1 - 1e-4)
     other.save(tmp_path / "settled")  # what is settled stays so
     later = RLOO.load(tmp_path / "settled", again)
-    assert (later.learning_rate, later.toward, later.correlation) == found[0]
+    assert (later.learning_rate, later.toward, later.correlation, later.chosen) == found[0]
     assert torch.equal(other.policy.model.lm_head.weight, whole.policy.model.lm_head.weight)
 
 

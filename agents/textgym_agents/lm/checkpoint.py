@@ -76,6 +76,7 @@ class SavedLM(ABC):
     iteration: int
     episodes: int
     budget: int
+    chosen: str
     scorers: Sequence[JsonObject] = ()
     """The states of the reward that each device has left, where this agent was loaded."""
 
@@ -109,10 +110,10 @@ class SavedLM(ABC):
             "beta": self.controller.valued,
             "value_scale": self.value_scale,
             "own_reference": self.has_own_reference,
+            "chosen": self.chosen,
             "frozen": [name for name, p in self.policy.named_parameters() if not p.requires_grad],
             "stop_ids": list(self.task.vocabulary.stop_ids),
-        }
-        state |= self._origin()
+        } | self._origin()
         if self.entropy is not None and self.entropy.target is not None:
             state["entropy_coefficient"] = self.entropy.coefficient
         folders = self._folders(Path(path).absolute())
@@ -189,10 +190,9 @@ class SavedLM(ABC):
     def _restored(cls, saved: Saved, task: Task) -> Self:
         state, tensors = saved.state, read_parts(saved)
         agent = cls._begun(saved, task, tensors)
-        weights = without_prefix("model.", tensors)
         if agent.config.lora_rank is not None:
             read_adapter(agent.policy.model, saved.folder / "model")
-        elif weights:
+        elif weights := without_prefix("model.", tensors):
             load_whole(agent.policy.model, weights)
         else:
             load_whole(agent.policy.model, copy.deepcopy(_load_model(saved.folder, "model", tensors).state_dict()))
@@ -209,6 +209,7 @@ class SavedLM(ABC):
             setattr(agent, name, read(dict.fromkeys(_SETTLED, 0.0) | state, name))
         agent.value_scale = None if state["value_scale"] is None else number(state, "value_scale")
         agent.has_own_reference = flag(state, "own_reference") or is_sharded(agent.policy)
+        agent.chosen = str(state.get("chosen", ""))
         agent.scorers = state.get("scorers", []) if saved.same_task else []
         return agent
 
