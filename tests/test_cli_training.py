@@ -374,6 +374,12 @@ def test_a_default_that_is_typed_asks_for_it(capsys):
     assert run(capsys, *resume, "--episodes", "64", "--batch", "16")[0] == 0
 
 
+@pytest.mark.slow
+def test_a_batch_that_is_left_to_the_budget_is_the_one_that_it_came_to(capsys):
+    interrupted("cut", agent="rloo", config={"batch": 64, "device": "cpu"})
+    assert run(capsys, "train", "--out", "cut", "--resume", "--batch", "None")[0] == 0
+
+
 def test_a_run_that_was_started_with_few_settings_has_the_others_as_they_come(capsys):
     interrupted("cut", config={"batch": 16})
     resume = ("train", "--out", "cut", "--resume")

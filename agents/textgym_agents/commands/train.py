@@ -38,8 +38,18 @@ from textgym_agents.commands.running import (
     watched_run,
 )
 from textgym_agents.config import LMPPOConfig, MeasureSettings, OnPolicyConfig, TrainSettings
-from textgym_agents.registry import agent_class, agent_names, batch_of, config_class, make_config, make_env, with_model
+from textgym_agents.registry import (
+    agent_class,
+    agent_names,
+    batch_of,
+    config_class,
+    make_config,
+    make_env,
+    with_batch,
+    with_model,
+)
 from textgym_agents.training.folder import RunFolder
+from textgym_agents.training.ranks import world
 from textgym_agents.training.trust import check_trusted
 
 if TYPE_CHECKING:
@@ -195,10 +205,12 @@ def _stored_settings(folder: RunFolder, settings: TrainSettings, config: JsonObj
         check_trusted(folder.path, before.env)
     for name in sorted(known & typed):
         refuse_change(folder, name, getattr(settings, name), getattr(before, name))
-    made = make_config(agent_class(before.agent), before.config)
+    # A batch that is left to the budget is compared as what it comes to.
+    asked, stored = (with_batch(replace(before, config=each), world()).config for each in (config, before.config))
+    made = make_config(agent_class(before.agent), stored)
     had = {} if made is None else asdict(made)  # a file may hold what was given alone
     for name in config.keys() & typed:
-        refuse_change(folder, name, config[name], had.get(name))
+        refuse_change(folder, name, asked[name], had.get(name))
     return before
 
 
