@@ -227,10 +227,21 @@ class Tuning:
             make_folder(out)
             write_json(stored, data)
         self.study = _study(out)
+        self._check_space()
         self.study.sampler = optuna.samplers.TPESampler(
             seed=plan.seed + len(self.study.trials), n_startup_trials=_RANDOM, constant_liar=True
         )
         self._asked: dict[str, Trial] = {}
+
+    def _check_space(self) -> None:
+        """Raise ValueError if trials have searched otherwise, as where what is searched by default was another then."""
+        space = self.plan.distributions
+        for name, had in [each for trial in self.study.trials for each in trial.distributions.items()]:
+            if space.get(name) != had:
+                now = f"in {space[name]}" if name in space else "fixed"
+                raise ValueError(
+                    f"out={str(self.out)!r}: holds a study with {name} in {had}, not {now}; choose another"
+                )
 
     def run(self, engine: Engine, trials: int) -> Iterator[TrialOutcome | str]:
         """Run until there are so many trials, and yield the name of each that starts and what comes of it.

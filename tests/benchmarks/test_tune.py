@@ -274,3 +274,12 @@ def test_settings_that_lose_to_the_defaults_are_not_recommended(monkeypatch, cap
     shown = capsys.readouterr().out
     assert said in shown
     assert f"textgym train textgym/Bandit-v0 --agent monte-carlo --episodes 128{flags}\n" in shown
+
+
+def test_a_study_that_has_searched_otherwise_is_refused_at_its_start(tmp_path):
+    plan = StudyPlan(**{**vars(PLAN), "space": {}})
+    for name, now in (("batch", r"in CategoricalDistribution\(choices=\(32, 64, 128, 256\)\)"), ("group", "fixed")):
+        Tuning(plan, tmp_path / name).study.ask({name: CategoricalDistribution((8, 16))})
+        was = rf"holds a study with {name} in CategoricalDistribution\(choices=\(8, 16\)\), not {now}; choose another"
+        with pytest.raises(ValueError, match=was):
+            Tuning(plan, tmp_path / name)
