@@ -221,7 +221,7 @@ class Tuning:
                     raise ValueError(
                         f"out={str(out)!r}: holds a study with {name}={before!r}, not {value!r}; choose another"
                     )
-        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        elif out.exists() and not (out.is_dir() and all(each.name.startswith(".tune.json.") for each in out.iterdir())):
             raise ValueError(f"out={str(out)!r}: holds no study; choose another folder")
         else:
             make_folder(out)

@@ -84,6 +84,12 @@ def test_a_folder_with_other_files_is_not_touched(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_start_that_was_killed_as_it_wrote_its_config_can_be_made_again(tmp_path):
+    (tmp_path / ".config.json.123").write_text("{")
+    (tmp_path / ".lock").touch()
+    assert RunFolder.create(tmp_path, {}).state() == "interrupted"
+
+
 def test_of_several_that_start_at_once_each_has_a_folder_of_its_own(tmp_path):
     together = Barrier(8)
 

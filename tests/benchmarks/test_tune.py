@@ -283,3 +283,12 @@ def test_a_study_that_has_searched_otherwise_is_refused_at_its_start(tmp_path):
         was = rf"holds a study with {name} in CategoricalDistribution\(choices=\(8, 16\)\), not {now}; choose another"
         with pytest.raises(ValueError, match=was):
             Tuning(plan, tmp_path / name)
+
+
+def test_a_start_that_was_killed_as_it_wrote_its_plan_is_no_other_study(tmp_path):
+    (tmp_path / ".tune.json.123").write_text("{")
+    assert Tuning(PLAN, tmp_path).outcomes() == []
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="holds no study"):
+        Tuning(PLAN, tmp_path / "other")

@@ -89,7 +89,9 @@ class RunFolder:
         state = RunFolder(there).state(held)
         if state != "none":
             raise ValueError(f"{path}: {_NOT_FREE[state]}")
-        if there.exists() and not (there.is_dir() and {each.name for each in there.iterdir()} <= {_LOCK}):
+        # A start that was killed leaves its lock, and a part of its config.
+        left = (_LOCK, ".config.json.")
+        if there.exists() and not (there.is_dir() and all(each.name.startswith(left) for each in there.iterdir())):
             raise ValueError(f"{path}: is no run and not empty; choose another folder")
 
     @classmethod
