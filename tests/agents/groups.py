@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import torch
-from agents.enumerated import exact_objective, full_rollout, tiny_agent, tiny_task
+from agents.enumerated import BETA, beside, exact_objective, full_rollout, tiny_agent, tiny_task
 from lm.tiny_models import tiny_llama
 from textgym_agents.lm.metrics import UpdateMeter
 from textgym_agents.lm.rollout import micro_batches, score_reference, token_kl
@@ -77,4 +77,17 @@ def flat_gradient(agent):
 def objective_gradient(agent):
     agent.policy.zero_grad()
     exact_objective(agent).backward()
+    return flat_gradient(agent)
+
+
+def opposite_kl_gradient(agent):
+    """The gradient that k3 in the loss follows: that of the scores, and minus that of beta KL(reference || policy)."""
+    total = torch.zeros(())
+    for trajectory, own, base in beside(agent, agent.reference):
+        taken = own.gather(1, torch.tensor(trajectory.completion)[:, None]).sum()
+        opposite = (base.exp() * (base - own)).sum()
+        probability = 0.5 * taken.exp()
+        total = total + probability * trajectory.score - BETA * probability.detach() * opposite
+    agent.policy.zero_grad()
+    total.backward()
     return flat_gradient(agent)

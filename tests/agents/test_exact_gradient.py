@@ -3,38 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from agents.enumerated import BETA, beside, exact_objective, full_rollout, tiny_agent
+from agents.enumerated import BETA, full_rollout, tiny_agent
+from agents.groups import expected_gradient, objective_gradient, opposite_kl_gradient
 from textgym_agents.lm.maths import make_targets
-from textgym_agents.lm.metrics import UpdateMeter
-from textgym_agents.lm.rollout import micro_batches, score_reference, token_kl
 
 
 def expected_loss_gradient(agent, values=0.0):
     """The gradient of the loss, summed over all trajectories weighted by their probability."""
     rollout, probabilities = full_rollout(agent)
     rollout.values.fill_(values)
-    kind = agent.config.kl
-    reference = score_reference(agent.reference, rollout, 1000, kind == "exact")
-    kl = token_kl(rollout, agent.policy, agent.reference, reference, kind)
-    targets = make_targets(rollout, kl, kind, BETA, 1.0, agent.config.lam, False, 1.0)
-    (part,) = micro_batches(rollout, np.arange(len(rollout.lengths)), 1000)
-    meter = UpdateMeter()
-    features = agent.policy.features(part.input_ids, part.rows, part.columns)
-    loss = agent._loss(features, part.states, rollout, targets, reference, meter)
-    weights = torch.tensor(probabilities[rollout.rows], dtype=torch.float32)[part.states]
-    agent.policy.zero_grad()
-    (loss * weights).sum().backward()
-    return flat_gradient(agent)
-
-
-def flat_gradient(agent):
-    return torch.cat([p.grad.flatten().clone() for p in agent.policy.model.parameters()])
-
-
-def objective_gradient(agent):
-    agent.policy.zero_grad()
-    exact_objective(agent).backward()
-    return flat_gradient(agent)
+    kind, lam = agent.config.kl, agent.config.lam
+    return expected_gradient(
+        agent, rollout, probabilities, lambda _, kl: make_targets(rollout, kl, kind, BETA, 1.0, lam, False, 1.0)
+    )
 
 
 def test_probabilities_of_all_trajectories_sum_to_one():
@@ -61,15 +42,7 @@ def test_a_wrong_baseline_does_not_bias_it(kl):
 
 def test_k3_in_the_loss_follows_the_opposite_kl():
     agent = tiny_agent(kl="k3")
-    total = torch.zeros(())
-    for trajectory, own, base in beside(agent, agent.reference):
-        taken = own.gather(1, torch.tensor(trajectory.completion)[:, None]).sum()
-        opposite = (base.exp() * (base - own)).sum()
-        probability = 0.5 * taken.exp()
-        total = total + probability * trajectory.score - BETA * probability.detach() * opposite
-    agent.policy.zero_grad()
-    total.backward()
-    want = flat_gradient(agent)
+    want = opposite_kl_gradient(agent)
     torch.testing.assert_close(-expected_loss_gradient(agent), want, atol=2e-4, rtol=2e-3)
     assert (want - objective_gradient(agent)).norm() > 0.05  # and so it is not the gradient of J
 
@@ -79,12 +52,10 @@ def test_leaving_out_the_kl_of_later_states_would_be_noticed():
     agent = tiny_agent(kl="exact")
     want = objective_gradient(agent)
     rollout, probabilities = full_rollout(agent)
-    reference = score_reference(agent.reference, rollout, 1000, True)
-    kl = token_kl(rollout, agent.policy, agent.reference, reference, "exact")
-    targets = make_targets(rollout, np.zeros_like(kl), "exact", BETA, 1.0, 1.0, False, 1.0)
-    (part,) = micro_batches(rollout, np.arange(len(rollout.lengths)), 1000)
-    features = agent.policy.features(part.input_ids, part.rows, part.columns)
-    loss = agent._loss(features, part.states, rollout, targets, reference, UpdateMeter())
-    agent.policy.zero_grad()
-    (loss * torch.tensor(probabilities[rollout.rows], dtype=torch.float32)[part.states]).sum().backward()
-    assert (flat_gradient(agent) + want).norm() > 0.02 * want.norm()
+    got = expected_gradient(
+        agent,
+        rollout,
+        probabilities,
+        lambda _, kl: make_targets(rollout, np.zeros_like(kl), "exact", BETA, 1.0, 1.0, False, 1.0),
+    )
+    assert (got + want).norm() > 0.02 * want.norm()
