@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from textgym.rewards import Scorer
+
 
 @dataclass(frozen=True)
 class Faulty:
@@ -89,6 +91,20 @@ class BrokenPickle:
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return int, ("no number",)
+
+
+def returns(result: Any) -> Any:
+    """A reward that returns this, whatever it is asked."""
+
+    def fixed(prompts: list[str], completions: list[str], **columns: Any) -> Any:
+        return result
+
+    return fixed
+
+
+def score(result: Any, count: int = 2, **options: Any) -> Any:
+    """What a `Scorer` makes of it."""
+    return Scorer(returns(result), **options).score(["p"] * count, ["c"] * count)
 
 
 shouting = Faulty("prints")

@@ -10,20 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faulty_rewards import Counting, Faulty
+from faulty_rewards import Counting, Faulty, returns, score
 
 from textgym.rewards import RewardError, RunningNorm, Scorer, TermReward, Weighted
-
-
-def returns(result: Any) -> Any:
-    def fixed(prompts: list[str], completions: list[str], **columns: Any) -> Any:
-        return result
-
-    return fixed
-
-
-def score(result: Any, count: int = 2, **options: Any) -> Any:
-    return Scorer(returns(result), **options).score(["p"] * count, ["c"] * count)
 
 
 class Parts(TermReward):

@@ -9,21 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faulty_rewards import returns, score
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from textgym.rewards import RewardError, Scorer
-
-
-def returns(result: Any) -> Any:
-    def fixed(prompts: list[str], completions: list[str], **columns: Any) -> Any:
-        return result
-
-    return fixed
-
-
-def score(result: Any, count: int = 2, **options: Any) -> Any:
-    return Scorer(returns(result), **options).score(["p"] * count, ["c"] * count)
 
 
 class Zero:
