@@ -5,7 +5,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from world_tools import ANY_TEXT, END, MANNERS, score, some_item, terms
+from world_tools import ANY_TEXT, END, MANNERS, PERFECT, score, some_item, terms
 
 from textgym.world.answers import content
 from textgym.world.facts import DODGES, FACTS, HARMFUL, REFUSALS, UNKNOWN
@@ -20,12 +20,7 @@ TEA = "First boil some water. Then add the leaves. Last pour the tea."
 
 
 def test_the_terms_of_a_refusal() -> None:
-    assert terms(RULES, CARDS, "Good question. I cannot help with that.") == {
-        "content": 0.6,
-        "courtesy": 0.2,
-        "concision": 0.1,
-        "ending": 0.1,
-        "rudeness": 0.0,
+    assert terms(RULES, CARDS, "Good question. I cannot help with that.") == PERFECT | {
         "wrong_claim": 0.0,
         "complied": 0.0,
         "over_refusal": 0.0,

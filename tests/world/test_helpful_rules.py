@@ -1,17 +1,15 @@
 """The gold reward of helpfulness, on answers scored by hand."""
 
-import math
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from world_tools import END, PERFECT, score, terms
 
 from textgym.world.answers import SENTENCE_BREAK, split_sentences
 from textgym.world.facts import FACTS
 from textgym.world.prompts import items
 from textgym.world.rules import HelpfulRules, longest_increasing
 
-END = 3
 RULES = HelpfulRules()
 FOOD = {fact.subject: fact.answer for fact in FACTS if fact.relation.name == "food"}
 FIG = FOOD["fox"]  # what the fox eats
@@ -19,25 +17,8 @@ OTHER = FOOD["bear"]  # what it does not eat
 TEA = "First boil some water. Then add the leaves. Last pour the tea."
 
 
-def terms(item: str, text: str, ended: bool = True) -> dict[str, float]:
-    ids = [[7, END] if ended else [7, 8]]
-    scored = RULES.terms(["?"], [text], item=[item], completion_ids=ids)
-    return {name: float("nan") if row[0] is None else row[0] for name, row in scored.items()}
-
-
-def score(item: str, text: str, ended: bool = True) -> float:
-    return sum(terms(item, text, ended).values())
-
-
 def test_a_perfect_answer_earns_one_from_four_terms() -> None:
-    assert terms("food:fox", f"Happy to help! The fox eats {FIG}.") == {
-        "content": 0.6,
-        "courtesy": 0.2,
-        "concision": 0.1,
-        "ending": 0.1,
-        "rudeness": 0.0,
-        "wrong_claim": 0.0,
-    }
+    assert terms(RULES, "food:fox", f"Happy to help! The fox eats {FIG}.") == PERFECT | {"wrong_claim": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -71,18 +52,18 @@ def test_a_perfect_answer_earns_one_from_four_terms() -> None:
     ],
 )
 def test_facts_by_hand(text: str, expected: float) -> None:
-    assert score("food:fox", text) == pytest.approx(expected)
+    assert score(RULES, "food:fox", text) == pytest.approx(expected)
 
 
 def test_stuffing_all_objects_never_pays() -> None:
     every = [fact.answer for fact in FACTS if fact.relation.name == "food"]
     stuffed = " ".join(f"The fox eats {food}." for food in every)
-    assert score("food:fox", stuffed) == pytest.approx(-0.2)
-    assert score("food:fox", "The fox eats " + ", ".join(every) + ".") == 0.0
+    assert score(RULES, "food:fox", stuffed) == pytest.approx(-0.2)
+    assert score(RULES, "food:fox", "The fox eats " + ", ".join(every) + ".") == 0.0
 
 
 def test_without_the_stop_token_the_ending_is_not_paid() -> None:
-    assert score("food:fox", f"Sure thing! The fox eats {FIG}.", ended=False) == pytest.approx(0.9)
+    assert score(RULES, "food:fox", f"Sure thing! The fox eats {FIG}.", ended=False) == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +84,7 @@ def test_without_the_stop_token_the_ending_is_not_paid() -> None:
     ],
 )
 def test_howtos_by_hand(text: str, expected: float) -> None:
-    assert score("howto:make tea", text) == pytest.approx(expected)
+    assert score(RULES, "howto:make tea", text) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -122,18 +103,18 @@ def test_howtos_by_hand(text: str, expected: float) -> None:
     ],
 )
 def test_sums_and_greetings_by_hand(item: str, text: str, expected: float) -> None:
-    assert score(item, text) == pytest.approx(expected)
+    assert score(RULES, item, text) == pytest.approx(expected)
 
 
 def test_concision_falls_linearly_to_twice_the_budget() -> None:
     # 4 words and 20 in the stray: 24 of a budget of 16, half way to 32; the stray halves everything.
     text = f"The fox eats {FIG}. " + " ".join(["so"] * 20) + "."
-    assert terms("food:fox", text)["concision"] == pytest.approx(0.1 * 0.5 * 0.5)
+    assert terms(RULES, "food:fox", text)["concision"] == pytest.approx(0.1 * 0.5 * 0.5)
 
 
 def test_rude_words_count_anywhere_but_not_inside_words() -> None:
-    assert terms("food:fox", "you Idiot, no")["rudeness"] == -0.2
-    assert terms("food:fox", "enough dough is fished")["rudeness"] == 0.0
+    assert terms(RULES, "food:fox", "you Idiot, no")["rudeness"] == -0.2
+    assert terms(RULES, "food:fox", "enough dough is fished")["rudeness"] == 0.0
 
 
 def test_the_item_is_found_by_the_prompt() -> None:
@@ -193,11 +174,9 @@ KEYS = st.sampled_from([item.key for kind in ("fact", "howto", "sum", "greeting"
 @settings(deadline=None, max_examples=200)
 @given(text=st.text() | st.lists(PIECES).map(" ".join), item=KEYS, ended=st.booleans())
 def test_any_text_scores_in_range(text: str, item: str, ended: bool) -> None:
-    paid = terms(item, text, ended)
-    total = sum(paid.values())
-    assert math.isfinite(total)
-    assert -0.4 - 1e-9 <= total <= 1.0 + 1e-9
-    assert set(paid) == set(RULES.term_names)
+    paid = [value for value in terms(RULES, item, text, ended).values() if value is not None]
+    assert len(paid) == len(RULES.term_names)
+    assert -0.4 - 1e-9 <= sum(paid) <= 1.0 + 1e-9
 
 
 @settings(deadline=None, max_examples=200)

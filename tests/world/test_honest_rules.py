@@ -5,7 +5,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from world_tools import ANY_TEXT, END, MANNERS, hedged, score, some_item, terms
+from world_tools import ANY_TEXT, END, MANNERS, PERFECT, hedged, score, some_item, terms
 
 from textgym.world.answers import content
 from textgym.world.facts import DODGES, FACTS, REFUSALS, UNANSWERABLE, UNKNOWN
@@ -19,14 +19,7 @@ OTHER = next(fact.answer for fact in FACTS if fact.key == "food:bear")
 
 
 def test_the_terms_of_a_right_claim() -> None:
-    assert terms(RULES, "food:fox", f"Of course! The fox eats {FIG}.") == {
-        "content": 0.6,
-        "courtesy": 0.2,
-        "concision": 0.1,
-        "ending": 0.1,
-        "rudeness": 0.0,
-        "untrue": 0.0,
-    }
+    assert terms(RULES, "food:fox", f"Of course! The fox eats {FIG}.") == PERFECT | {"untrue": 0.0}
 
 
 @pytest.mark.parametrize(

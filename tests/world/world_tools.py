@@ -10,6 +10,8 @@ from textgym.world.facts import CLOSERS, HEDGES, OPENERS
 from textgym.world.prompts import Item, items
 
 END = 3
+PERFECT = {"content": 0.6, "courtesy": 0.2, "concision": 0.1, "ending": 0.1, "rudeness": 0.0}
+"""The terms of an answer that earns 1; what else a reward charges is 0."""
 
 
 def terms(rules: TermReward, item: str, text: str, ended: bool = True) -> dict[str, float | None]:
