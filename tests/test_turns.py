@@ -54,25 +54,7 @@ def test_tokens_of_both_stand_in_the_state():
         observation, reward, ended, _, info = env.step(token)
     assert (ended, reward) == (True, 3 + 4)
     assert info["finish_reason"] == "stop"
-    assert info["completion"].split() == [
-        "a",
-        "f",
-        "f",
-        "a",
-        "f",
-        "b",
-        "c",
-        "a",
-        "f",
-        "b",
-        "c",
-        "a",
-        "a",
-        "f",
-        "f",
-        "a",
-        "a",
-    ]
+    assert info["completion"].split() == list("affafbcafbcaaffaa")
 
 
 def test_the_environment_closes_a_turn_that_its_budget_cut_off():
