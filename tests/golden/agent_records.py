@@ -1,4 +1,4 @@
-"""What the golden tests of agents and saved folders record, and how a record is compared.
+"""What the golden tests of agents and saved folders record.
 
 `python tests/golden/agent_records.py` writes data/agents.json anew, on purpose; with the word `folders`
 data/folders.json. Names behind it are those of the entries that are written anew; the others stay as they are.
@@ -182,29 +182,6 @@ def log_probs(agent: Any, masked: bool) -> list[Any]:
 def finite(value: float) -> float | None:
     """Return a number as JSON has it: None where it is not finite."""
     return float(value) if math.isfinite(value) else None
-
-
-def differences(recorded: Any, found: Any, tolerance: float = 1e-5, at: str = "") -> list[str]:
-    """Return a line for everything in which two trees of JSON values differ.
-
-    Args:
-        recorded, found: the trees. Integers, texts, booleans and keys have to be the same.
-        tolerance: of floats, absolute and relative.
-        at: where the trees stand, for the lines.
-    """
-    if isinstance(recorded, dict) and isinstance(found, dict):
-        gone = [f"{at}/{key}: is gone" for key in recorded if key not in found]
-        new = [f"{at}/{key}: is new" for key in found if key not in recorded]
-        both = [key for key in recorded if key in found]
-        inner = [differences(recorded[key], found[key], tolerance, f"{at}/{key}") for key in both]
-        return [*gone, *new, *(line for lines in inner for line in lines)]
-    if isinstance(recorded, list) and isinstance(found, list) and len(recorded) == len(found):
-        pairs = enumerate(zip(recorded, found, strict=True))
-        return [line for place, (a, b) in pairs for line in differences(a, b, tolerance, f"{at}/{place}")]
-    alike = type(recorded) is type(found) and recorded == found
-    if isinstance(recorded, float) and isinstance(found, float):
-        alike = math.isclose(recorded, found, rel_tol=tolerance, abs_tol=tolerance)
-    return [] if alike else [f"{at}: recorded {recorded!r:.200}, found {found!r:.200}"]
 
 
 def read(name: str) -> dict[str, Any]:

@@ -269,9 +269,13 @@ def exports() -> dict[str, list[str]]:
 
 def differences(recorded: object, now: object, tolerance: float = 1e-6, place: str = "") -> Iterator[str]:
     """Yield a line for everything that is not as recorded; floats may differ by tolerance * (1 + size)."""
-    if isinstance(recorded, dict) and isinstance(now, dict) and recorded.keys() == now.keys():
-        for key, value in recorded.items():
-            yield from differences(value, now[key], tolerance, f"{place}.{key}" if place else key)
+    if isinstance(recorded, dict) and isinstance(now, dict):
+        for key in {**recorded, **now}:
+            inner = f"{place}.{key}" if place else key
+            if key in recorded and key in now:
+                yield from differences(recorded[key], now[key], tolerance, inner)
+            else:
+                yield f"{inner}: is {'gone' if key in recorded else 'new'}"
     elif isinstance(recorded, list) and isinstance(now, list) and len(recorded) == len(now):
         for index, value in enumerate(recorded):
             yield from differences(value, now[index], tolerance, f"{place}[{index}]")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from golden.agent_records import differences, read
+from golden.agent_records import read
 from golden.folder_records import KINDS, Folders
+from record import differences
 
 MARKED = [pytest.param(name, marks=[pytest.mark.long] if kind.long else []) for name, kind in KINDS.items()]
 
@@ -21,5 +22,5 @@ def test_every_kind_is_recorded() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MARKED)
 def test_a_folder_is_as_recorded(name: str, folders: Folders) -> None:
-    lines = differences(read("folders.json")[name], folders.record(name))
+    lines = [*differences(read("folders.json")[name], folders.record(name), tolerance=1e-5)]
     assert not lines, "\n".join([*lines, "If this is meant: python tests/golden/agent_records.py folders"])
