@@ -7,8 +7,9 @@ import math
 from dataclasses import replace
 
 import numpy as np
+from gymnasium.vector import AutoresetMode
 
-from textgym import make_task
+from textgym import TokenVectorEnv, make_task
 from textgym.lm.reference import NGramReference
 
 WORDS = ("a", "b", "c", "<end>")
@@ -97,6 +98,29 @@ def soft_optimum(task, reference, prompt, beta):
     }
     partition = math.fsum(weights.values())
     return beta * math.log(partition), {y: weight / partition for y, weight in weights.items()}
+
+
+def no_repeats(states):
+    """A token may not follow itself; the first token is no stop."""
+    masks = np.ones((len(states), 4), dtype=bool)
+    for row, state in enumerate(states):
+        masks[row, state.tokens[-1] if state.completion else STOP] = False
+    return masks
+
+
+def batch_env(task, count=8):
+    """An environment that shows segments and does not reset by itself."""
+    return TokenVectorEnv(task, count, segments=True, autoreset_mode=AutoresetMode.DISABLED)
+
+
+class Answers:
+    """A policy with the same answer whatever it is asked."""
+
+    def __init__(self, table):
+        self.table = table
+
+    def log_probs(self, observation):
+        return self.table
 
 
 def odd_grammar(states):

@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
-from solver_tools import Paid, bigram, completions, odd_grammar, score, small_task
+from solver_tools import Answers, Paid, bigram, completions, odd_grammar, score, small_task
 
 from textgym import TokenEnv, make_task, task_names
 from textgym.lm.reference import UniformReference
@@ -169,14 +169,6 @@ def test_bad_arguments_say_so():
         root.child(77)
 
 
-class Bad:
-    def __init__(self, table):
-        self.table = table
-
-    def log_probs(self, observation):
-        return self.table
-
-
 @pytest.mark.parametrize(
     ("table", "error", "message"),
     [
@@ -190,7 +182,7 @@ def test_bad_log_probabilities_say_so(table, error, message):
     env = TokenEnv(small_task())
     env.reset(seed=0)
     with pytest.raises(error, match=message):
-        Tree(env).root.best(1, Bad(table))
+        Tree(env).root.best(1, Answers(table))
 
 
 def test_a_solution_of_another_split_knows_no_prompt_of_this_one():
@@ -206,6 +198,6 @@ def test_a_solution_of_another_split_knows_no_prompt_of_this_one():
 def test_a_plan_normalises_over_the_legal_tokens_as_sampling_and_the_solver_do(value):
     env = TokenEnv("Stop")  # 7 ids, of which 3 are ever legal
     env.reset(seed=0)
-    policy = Bad(np.full((1, 7), value))
+    policy = Answers(np.full((1, 7), value))
     (best,) = Tree(env).root.best_leaves(1, policy)
     assert best[1] == pytest.approx(-np.log(3))

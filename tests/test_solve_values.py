@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from solver_tools import Paid, Table, bigram, completions, log_probability, score, small_task
+from solver_tools import Answers, Paid, Table, bigram, completions, log_probability, score, small_task
 
 from textgym.estimates import draw_samples
 from textgym.evaluate import evaluate
@@ -148,13 +148,6 @@ def test_a_policy_outside_the_support_of_the_reference_has_infinite_kl():
 
 
 def test_bad_policies_are_refused():
-    class Answers:
-        def __init__(self, table):
-            self.table = table
-
-        def log_probs(self, observation):
-            return self.table
-
     with pytest.raises(TypeError, match="no log-probabilities"):
         policy_values(small_task(), Answers(None))
     with pytest.raises(TypeError, match="no log-probabilities"):

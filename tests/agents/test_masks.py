@@ -7,6 +7,7 @@ import pytest
 import torch
 from agents.enumerated import STOP, tiny_agent, tiny_task
 from gymnasium.vector import AutoresetMode
+from solver_tools import no_repeats
 from textgym_agents.lm.rollout import collect, score_reference, token_kl
 
 from textgym import TokenVectorEnv
@@ -16,14 +17,6 @@ from textgym.lm.reference import restricted
 from textgym.optimum import estimated
 from textgym.sampling import play
 from textgym.solver import policy_values, solve
-
-
-def no_repeats(states):
-    """A token may not follow itself; the first token is no stop."""
-    masks = np.ones((len(states), 4), dtype=bool)
-    for row, state in enumerate(states):
-        masks[row, state.tokens[-1] if state.completion else STOP] = False
-    return masks
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from agents.groups import small_agent
 from gymnasium.vector import AutoresetMode
 from lm.tiny_models import tiny_llama
 from textgym_agents.algorithms.soft_q import Replay, SoftQ, SoftQConfig, StoredEpisodes, to_go
+from textgym_agents.conformance.under_test import CutOff
 
 from textgym import TokenVectorEnv
 from textgym.solver import solve
@@ -153,17 +154,9 @@ def test_a_resumed_run_has_its_replay_back(env, task, tmp_path):
         assert torch.equal(value, resumed.policy.state_dict()[name]), name
 
 
-class CutOff(TokenVectorEnv):
-    """Truncates every episode after its first token."""
-
-    def step(self, actions):
-        observation, rewards, terminated, _, infos = super().step(actions)
-        return observation, rewards, terminated, ~terminated, infos
-
-
 def test_what_was_cut_off_is_not_remembered(task):
     agent = small_agent(SoftQ)
-    agent.learn(CutOff(task, 64, autoreset_mode=AutoresetMode.DISABLED), 64)
+    agent.learn(CutOff(task, 64), 64)
     assert 0 < len(agent._replay) < 64
     assert (agent._replay.sample(50, np.random.default_rng(0)).lengths == 1).all()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from agents.enumerated import tiny_agent, tiny_task
 from cli_tools import assert_one_line, run
-from solver_tools import Paid, Table, bigram, odd_grammar, small_task
+from solver_tools import Paid, Table, batch_env, bigram, odd_grammar, small_task
 from textgym_agents import load_agent, make_agent, make_env
 from textgym_agents.algorithms.value_guided import ValueGuided, ValueGuidedConfig
 from textgym_agents.lm.critic import critic_of
@@ -153,7 +153,7 @@ def test_the_critic_is_v_of_the_objective(kl, written):
     with torch.no_grad():
         agent.policy.value_head.weight.normal_(generator=torch.Generator().manual_seed(0))
     agent.value_offset, agent.value_scale = 0.4, 2.0
-    env = make_env_of(agent.task, 8)
+    env = batch_env(agent.task)
     observation = env.reset(options={"prompt_index": np.array([0, 0, 0, 0, 1, 1, 1, 0])})[0]
     if written:
         observation = env.step(np.array([0, 1, 2, 0, 0, 1, 0, 1]))[0]
@@ -164,18 +164,10 @@ def test_the_critic_is_v_of_the_objective(kl, written):
     np.testing.assert_allclose(critic_of(agent)(observation, None), agent.values(observation) - charged, atol=1e-4)
 
 
-def make_env_of(task, rows=6):
-    from gymnasium.vector import AutoresetMode
-
-    from textgym import TokenVectorEnv
-
-    return TokenVectorEnv(task, rows, segments=True, autoreset_mode=AutoresetMode.DISABLED)
-
-
 @pytest.mark.slow
 def test_it_is_saved_with_its_guide(tmp_path):
     agent = tiny_agent(tiny_task())
-    env = make_env_of(agent.task)
+    env = batch_env(agent.task, 6)
     observation, _ = env.reset(seed=0)
     guided = ValueGuided(agent.task, ValueGuidedConfig(k=3, temperature=0.2), agent)
     guided.save(tmp_path / "guided")
@@ -190,7 +182,7 @@ def test_looking_ahead_moves_no_reward_that_learns_and_noise_is_steady():
     task = make_env("textgym/Noisy-v0", 1).unwrapped.task
     before = task.scorer.state_dict()
     agent = ValueGuided(task, ValueGuidedConfig(k=8), Flat(task))
-    observation, _ = make_env_of(task).reset(seed=0)
+    observation, _ = batch_env(task, 6).reset(seed=0)
     first, again = agent.log_probs(observation), agent.log_probs(observation)
     np.testing.assert_array_equal(first, again)
     assert task.scorer.state_dict() == before
@@ -230,7 +222,7 @@ class Flat:
 )
 def test_what_does_not_serve_is_said(make, message, task):
     with pytest.raises(ValueError, match=message):
-        make(make_env_of(task))
+        make(batch_env(task, 6))
 
 
 @pytest.mark.slow

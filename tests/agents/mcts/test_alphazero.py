@@ -3,22 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode
 from lm.tiny_models import tiny_llama
-from solver_tools import Paid, small_task, uneven
+from solver_tools import Paid, batch_env, small_task, uneven
 from textgym_agents import make_agent, make_env
 from textgym_agents.conformance import FAILS, check
+from textgym_agents.conformance.under_test import CutOff
 from textgym_agents.mcts.alphazero import AlphaZero, AlphaZeroConfig, distillation_losses, play_games
 from textgym_agents.mcts.planner import Planner
 from textgym_agents.mcts.search import MCTSConfig
 
-from textgym import TokenVectorEnv
 from textgym.lm.reference import UniformReference
 from textgym.solver import policy_values, solve
-
-
-def batch_env(task, count=16):
-    return TokenVectorEnv(task, count, segments=True, autoreset_mode=AutoresetMode.DISABLED)
 
 
 def seen_of(state, task):
@@ -59,7 +54,7 @@ def test_where_nothing_is_left_for_other_tokens_the_gradient_is_finite():
 def test_few_candidates_are_what_the_search_answered():
     task = small_task()
     planner = Planner(task, MCTSConfig(simulations=4, candidates=2), 0.4)
-    games = play_games(batch_env(task), 0, planner, 0.4, np.random.default_rng(0))
+    games = play_games(batch_env(task, 16), 0, planner, 0.4, np.random.default_rng(0))
     assert games.targets.shape == games.tokens.shape == (len(games.rows), 2)
     for n, (row, column) in enumerate(zip(games.rows, games.columns, strict=True)):
         ids = games.input_ids[row : row + 1, : column + 1]
@@ -80,7 +75,7 @@ def test_the_gradient_vanishes_where_the_policy_is_what_the_search_came_to():
 def test_outcomes_are_rewards_and_charges_to_come(beta, pay):
     task = small_task(reward=Paid(pay), gamma=0.5)
     planner = Planner(task, MCTSConfig(simulations=4), 0.4)
-    games = play_games(batch_env(task), 0, planner, beta, np.random.default_rng(0))
+    games = play_games(batch_env(task, 16), 0, planner, beta, np.random.default_rng(0))
     reference = UniformReference(task.vocabulary.allowed)
     for row in range(16):
         states = np.flatnonzero(games.rows == row)
@@ -105,18 +100,10 @@ def test_outcomes_are_rewards_and_charges_to_come(beta, pay):
 
 
 def test_behind_a_truncation_stands_the_value_of_the_search():
-    class Cut(TokenVectorEnv):
-        """Truncates every episode after one token."""
-
-        def step(self, actions):
-            observation, rewards, terminated, _, infos = super().step(actions)
-            return observation, rewards, terminated, ~terminated, infos
-
     task = small_task(reward=Paid("every"), gamma=0.5)
     solution = solve(task)
     planner = Planner(task, MCTSConfig(simulations=4, leaf="exact", c_init=1000.0), task.beta)
-    env = Cut(task, 16, autoreset_mode=AutoresetMode.DISABLED)
-    games = play_games(env, 0, planner, task.beta, np.random.default_rng(0))
+    games = play_games(CutOff(task, 16), 0, planner, task.beta, np.random.default_rng(0))
     ids = games.input_ids
     stopped = ids[games.rows, games.columns + 1] == 3
     assert stopped.any()
@@ -136,7 +123,8 @@ def test_masked_tokens_are_neither_played_nor_learned():
         return masks
 
     task = small_task(mask=no_repeats)
-    games = play_games(batch_env(task), 0, Planner(task, MCTSConfig(simulations=4), 0.4), 0.4, np.random.default_rng(0))
+    planner = Planner(task, MCTSConfig(simulations=4), 0.4)
+    games = play_games(batch_env(task, 16), 0, planner, 0.4, np.random.default_rng(0))
     last = games.input_ids[games.rows, games.columns]
     assert (games.targets[np.arange(len(last)), last] == 0).all()
     agent = AlphaZero(task, AlphaZeroConfig(batch=16, simulations=4, device="cpu"), model=tiny_llama(4))
@@ -226,20 +214,14 @@ def test_bad_settings_are_named(given, message):
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_it_learns_to_stop():
-    env = make_env("textgym/Stop-v0", 64, difficulty=2)
-    solution = solve(env.unwrapped.task)
-    agent = make_agent("alphazero", env, device="cpu")
-    agent.learn(env, 2048)
-    assert solution.optimality(policy_values(solution.tree, agent).objective) > 0.8
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_it_finds_the_best_of_more_arms_than_it_simulates():
-    env = make_env("textgym/Bandit-v0", 64, difficulty=6)
+@pytest.mark.parametrize(
+    ("name", "difficulty", "least"),
+    [("Stop", 2, 0.8), ("Bandit", 6, 0.9)],  # of more arms than it simulates
+)
+def test_it_learns(name, difficulty, least):
+    env = make_env(f"textgym/{name}-v0", 64, difficulty=difficulty)
     solution = solve(env.unwrapped.task)
     agent = make_agent("alphazero", env, device="cpu")
     assert agent.config.simulations == 32
     agent.learn(env, 2048)
-    assert solution.optimality(policy_values(solution.tree, agent).objective) > 0.9
+    assert solution.optimality(policy_values(solution.tree, agent).objective) > least

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
-from solver_tools import bigram, small_task
+from solver_tools import batch_env, bigram, small_task
 from textgym_agents import load_agent, make_agent, make_env
 from textgym_agents.conformance import FAILS, HOLDS, NOT_ASKED, check
 from textgym_agents.mcts.agent import MCTS
@@ -17,10 +17,6 @@ from textgym import TokenVectorEnv, make_task
 from textgym.rewards import TextGymWarning
 from textgym.sampling import play
 from textgym.solver import prefix_tree
-
-
-def batch_env(task, count=8):
-    return TokenVectorEnv(task, count, segments=True, autoreset_mode=AutoresetMode.DISABLED)
 
 
 def all_states(task):

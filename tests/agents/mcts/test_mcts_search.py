@@ -6,26 +6,17 @@ import numpy as np
 import pytest
 import torch
 from agents.enumerated import BETA, tiny_agent, tiny_task
-from gymnasium.vector import AutoresetMode
-from solver_tools import STOP, Paid, bigram, odd_grammar, small_task
+from solver_tools import STOP, Paid, batch_env, bigram, no_repeats, odd_grammar, small_task
 from textgym_agents import make_agent, make_env
 from textgym_agents.conformance.under_test import turn_task
 from textgym_agents.mcts.agent import MCTS
 from textgym_agents.mcts.forest import ENDED, Forest, Leaves, Model, likeliest, widened
 from textgym_agents.mcts.search import Evaluator, MCTSConfig, Search, soft_result
 
-from textgym import TokenVectorEnv, make_task
+from textgym import make_task
 from textgym.lm.reference import NGramReference, restricted
 from textgym.solver import policy_values, prefix_tree, solve
 from textgym.state import TokenState
-
-
-def no_repeats(states):
-    """A token may not follow itself; the first token is no stop."""
-    masks = np.ones((len(states), 4), dtype=bool)
-    for row, state in enumerate(states):
-        masks[row, state.tokens[-1] if state.completion else STOP] = False
-    return masks
 
 
 def smooth(seed):
@@ -41,10 +32,6 @@ TASKS = {
     "differences": {"reward": Paid("difference", 0.9), "gamma": 0.9},
     "masked": {"reference": smooth(2), "mask": no_repeats},
 }
-
-
-def batch_env(task, count=8):
-    return TokenVectorEnv(task, count, segments=True, autoreset_mode=AutoresetMode.DISABLED)
 
 
 def roots(tree):

@@ -9,14 +9,14 @@ import pytest
 import torch
 from agents.test_real_model import MODEL, make_env
 from agents.test_real_model import pytestmark as needs_model
-from gymnasium.vector import AutoresetMode
 from lm.tiny_models import tiny_gpt2
+from solver_tools import batch_env
 from textgym_agents import make_agent
 from textgym_agents.mcts.alphazero import AlphaZero, AlphaZeroConfig
 from textgym_agents.mcts.planner import Planner
 from textgym_agents.mcts.search import MCTSConfig
 
-from textgym import TokenVectorEnv, make_task
+from textgym import make_task
 from textgym.evaluate import evaluate
 from textgym.lm.causal import CausalLM, load_causal_lm
 
@@ -32,10 +32,6 @@ def large_task(**options):
     words = (*(f"w{i}" for i in range(SIZE - 1)), "<end>")
     settings = {"max_new_tokens": 4, "beta": 0.1, **options}
     return make_task("Text", prompts=["w1 w2", "w3"], tokenizer=words, stop="<end>", reward=even_ids, **settings)
-
-
-def batch_env(task, count):
-    return TokenVectorEnv(task, count, segments=True, autoreset_mode=AutoresetMode.DISABLED)
 
 
 @pytest.mark.slow

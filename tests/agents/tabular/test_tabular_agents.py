@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
-from solver_tools import STOP, Paid, bigram, small_task
+from solver_tools import Paid, bigram, no_repeats, small_task
 from textgym_agents import load_agent, make_agent, make_env
 from textgym_agents.conformance import FAILS, check
 from textgym_agents.conformance.under_test import CutOff
@@ -15,14 +15,6 @@ from textgym.solver import policy_values, prefix_tree, solve
 
 NAMES = ("q-learning", "sarsa", "monte-carlo")
 FAST = ("same seed, same policy", "saved and loaded", "resumed", "global random numbers", "logged scores")
-
-
-def no_repeats(states):
-    """A token may not follow itself; the first token is no stop."""
-    masks = np.ones((len(states), 4), dtype=bool)
-    for row, state in enumerate(states):
-        masks[row, state.tokens[-1] if state.completion else STOP] = False
-    return masks
 
 
 TASKS = {
