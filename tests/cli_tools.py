@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from typing import Any
 from textgym.cli import main
 
 ROOT = Path(__file__).parents[1]
+RUN_FILES = ("config.json", "metrics.jsonl", "samples.jsonl", "result.json", "curve.png", "checkpoint", "tensorboard")
+"""What stands in the folder of a training that has ended."""
 
 
 def run(capsys: Any, *words: str) -> tuple[int, str, str]:
@@ -62,6 +66,20 @@ def started(*words: str, **streams: int) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+
+
+def until(holds: Callable[[], object], seconds: float = 120.0) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def metrics(folder: str) -> list[dict[str, float]]:
+    """The rows of metrics.jsonl, without what depends on the clock."""
+    rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not name.endswith("seconds")} for row in rows]
 
 
 def shell(

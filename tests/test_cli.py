@@ -25,7 +25,6 @@ HOSTILE = "[red]hi[/red] \x1b[31m\u202e"
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 # Finding commands
@@ -281,20 +280,18 @@ def test_a_number_of_thousands_of_digits_is_a_text(monkeypatch, capsys):
     assert "answer     a" in out
 
 
-def test_play_by_text_and_an_empty_line(monkeypatch, capsys):
-    _, out, _ = play(monkeypatch, capsys, "a b\n\n", *WORDS)
-    assert "stop, 3 tokens" in out
-
-
-def test_the_end_of_the_input_ends_the_answer(monkeypatch, capsys):
-    code, out, _ = play(monkeypatch, capsys, "", *WORDS)
+@pytest.mark.parametrize(
+    ("lines", "ends"),
+    [
+        ("a b\n\n", "stop, 3 tokens"),  # by text, and an empty line
+        ("", "stop, 1 tokens"),  # the end of the input
+        ("a b a b a b\n", "length, 4 tokens"),  # a text that is too long
+    ],
+)
+def test_an_answer_ends(monkeypatch, capsys, lines, ends):
+    code, out, _ = play(monkeypatch, capsys, lines, *WORDS)
     assert code == 0
-    assert "stop, 1 tokens" in out
-
-
-def test_a_text_that_is_too_long_ends_at_the_limit(monkeypatch, capsys):
-    _, out, _ = play(monkeypatch, capsys, "a b a b a b\n", *WORDS)
-    assert "length, 4 tokens" in out
+    assert ends in out
 
 
 def test_quit_leaves_without_a_reward(monkeypatch, capsys):

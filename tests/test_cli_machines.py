@@ -10,11 +10,10 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_tools import COMMAND, assert_one_line, child, environment, run, shell
+from cli_tools import COMMAND, assert_one_line, child, environment, metrics, run, shell, until
 from textgym_benchmarks.results.store import load_results
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, limits and rights of POSIX")
@@ -37,18 +36,6 @@ PREFERENCES = ("preferences", "Bandit-v0", "--policy", "random", "--n", "8")
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-
-
-def metrics(path: str) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (Path(path) / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if not name.endswith("seconds")} for row in rows]
-
-
-def wait_for(happened: Callable[[], bool]) -> None:
-    until = time.monotonic() + 100
-    while not happened():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def background(*words, **options):
@@ -89,13 +76,13 @@ def test_a_live_run_in_the_background(capsys):
     words = ("train", "Bandit-v0", "--agent", "reinforce", "--episodes", "3200", "--save-every", "0")
     words += ("--optimum-per-prompt", "1", "--final-per-prompt", "1")
     job = background(*words, "--out", "live")
-    wait_for(lambda: Path("live/metrics.jsonl").exists())
+    until(lambda: Path("live/metrics.jsonl").exists())
     os.killpg(job.pid, signal.SIGSTOP)
     assert_one_line(*run(capsys, *words, "--out", "live")[::2], "live: another process is at work on this run")
     os.killpg(job.pid, signal.SIGINT)
     os.killpg(job.pid, signal.SIGCONT)
     readings = []
-    wait_for(lambda: readings.append(load_results("live")[0].status) or readings[-1] == "done")
+    until(lambda: readings.append(load_results("live")[0].status) or readings[-1] == "done")
     assert set(readings) == {"missing", "done"}
     assert len(metrics("live")) == 3200 // 64 + 1
 

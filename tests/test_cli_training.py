@@ -9,15 +9,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
-from cli_tools import assert_one_line, environment, run, started
+from cli_tools import RUN_FILES, assert_one_line, environment, metrics, run, started, until
 from textgym_agents.commands import policies, train
 from textgym_agents.config import TrainSettings
 from textgym_agents.saving import FORMAT, task_changes, task_signs
@@ -29,16 +27,6 @@ from textgym.estimates import Estimate
 from textgym.interrupts import TrainingInterrupted
 
 TINY = ("--batch", "16", "--optimum-per-prompt", "4", "--final-per-prompt", "1", "--eval-per-prompt", "1")
-ALL = (
-    "config.json",
-    "metrics.jsonl",
-    "samples.jsonl",
-    "result.json",
-    "curve.png",
-    "checkpoint",
-    "tensorboard",
-)
-
 AGENT = '''
 import numpy as np
 
@@ -70,12 +58,6 @@ class Lazy:
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-def metrics(path: str) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (Path(path) / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if not name.endswith("seconds")} for row in rows]
 
 
 @pytest.mark.slow
@@ -86,7 +68,7 @@ def test_train_then_evaluate(capsys):
     assert f"run folder: {folder}" in out
     assert "episode 48" in out
     assert "optimality" in out
-    assert all((Path(folder) / name).exists() for name in ALL)
+    assert all((Path(folder) / name).exists() for name in RUN_FILES)
     config = json.loads((Path(folder) / "config.json").read_text())
     assert (config["config"]["batch"], config["config"]["seed"], config["episodes"]) == (16, 4, 48)
     rows = metrics(folder)
@@ -154,7 +136,7 @@ def test_ctrl_c_leaves_a_run_that_can_go_on(capsys):
 def test_the_demo_writes_everything(capsys):
     code, out, _ = run(capsys, "demo", "--episodes", "32", *TINY, "--final-per-prompt", "2", "--seed", "1")
     assert code == 0
-    assert all((Path("runs/demo-1") / name).exists() for name in ALL)
+    assert all((Path("runs/demo-1") / name).exists() for name in RUN_FILES)
     for words in ("answer before", "answer after", "optimality", "runs/demo-1/curve.png", "runs/demo-1\n"):
         assert words in out
     row = next(line for line in out.splitlines() if line.strip().startswith("optimality"))
@@ -351,13 +333,6 @@ def refused(address: str) -> bool:
     except ConnectionError:  # it ended at this moment
         return False
     return False
-
-
-def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def interrupted(folder, **settings):

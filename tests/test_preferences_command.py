@@ -31,7 +31,6 @@ TEXT = (
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 def cell(out: str, name: str) -> str:

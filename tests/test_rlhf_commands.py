@@ -6,13 +6,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from agents.rlhf.fit_tools import dropout_base, pair_file, rows_of, weights, write_rows
-from cli_tools import assert_one_line, environment, run
+from cli_tools import assert_one_line, run, started, until
 
 SHARED = Path(os.environ.get("TEXTGYM_SHARED", Path(__file__).parents[2] / "shared"))
 BASE, DATA = SHARED / "models" / "stories260K", SHARED / "data" / "hh-harmless-1500.jsonl"
@@ -24,24 +22,6 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     pair_file(tmp_path / "pairs.jsonl")
-
-
-def start(*words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "textgym.cli", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    )
-
-
-def wait_for(process: subprocess.Popen[str], path: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.mark.slow
@@ -118,10 +98,10 @@ def test_a_run_that_was_ended_goes_on_to_the_same_result(capsys, command, shown)
     base = dropout_base(Path("base"))
     capsys.readouterr()  # the bar of saving it
     words = (command, "--data", "pairs.jsonl", "--base", base, "--epochs", "12", *TINY)
-    process = start(*words, "--out", "cut")
-    wait_for(process, Path("cut/checkpoints/model"))
-    process.send_signal(getattr(signal, shown))
-    _, err = process.communicate(timeout=120)
+    with started(*words, "--out", "cut", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        until(lambda: Path("cut/checkpoints/model").exists() or process.poll() is not None)
+        process.send_signal(getattr(signal, shown))
+        _, err = process.communicate(timeout=120)
     assert not Path("cut/result.json").exists()
     if shown == "SIGINT":
         assert process.returncode == 130

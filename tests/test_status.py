@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_tools import COMMAND, shell
+from cli_tools import COMMAND, shell, until
 
 from textgym.commands.console import Status
 
@@ -34,14 +34,6 @@ def shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, work: Callable[[
     with status:
         work()
     return stream.getvalue()
-
-
-def until(found: Callable[[], bool]) -> None:
-    """Wait until something is so, at most 20 seconds."""
-    end = time.monotonic() + 20
-    while not found() and time.monotonic() < end:
-        time.sleep(0.02)
-    assert found()
 
 
 def test_silence_is_filled_with_the_last_message(monkeypatch: pytest.MonkeyPatch) -> None:

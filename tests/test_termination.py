@@ -6,13 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_tools import environment, run
+from cli_tools import run, started, until
 from textgym_agents.training.folder import RunFolder
 
 from textgym.interrupts import Terminated, first_interrupt, sigterm_raises
@@ -47,26 +46,12 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
 
 
-def start(*words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "textgym.cli", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    )
-
-
 def terminated(there: Callable[[], object], *words: str) -> str:
     """Sends SIGTERM once something is there. Returns: the last line of the standard error."""
-    process = start(*words)
-    until = time.monotonic() + 120
-    while not there():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    with started(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        until(lambda: there() or process.poll() is not None)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
     assert "Traceback" not in err
     return err.splitlines()[-1]

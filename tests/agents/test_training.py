@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli_tools import RUN_FILES
 from textgym_agents.config import TrainSettings
 from textgym_agents.registry import make_env, with_batch
 from textgym_agents.training.curves import _line, draw_curves
@@ -115,16 +116,7 @@ def test_the_result_is_the_first_and_the_last_evaluation(finished):
 
 def test_the_folder_is_complete(finished):
     names = {path.name for path in finished[2].path.iterdir()}
-    files = {
-        "config.json",
-        "metrics.jsonl",
-        "samples.jsonl",
-        "result.json",
-        "curve.png",
-        "checkpoint",
-        "tensorboard",
-    }
-    assert files <= names
+    assert set(RUN_FILES) <= names
     config = finished[2].config()
     assert config["config"] == {"batch": 4}
     assert config["env"]["beta"] == 1.0
