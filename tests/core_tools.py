@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,16 @@ needs_stories = pytest.mark.skipif(not STORIES.is_dir(), reason=f"there is no fo
 
 SPECIAL = ["<|pad|>", "<|user|>", "<|end|>"]
 CORPUS = ["the cat sat on the mat. the dog sat on the log! naïve café, emoji 😀, tabs\tand lines <| <|\n"] * 4
+
+
+def load_script(path: Path) -> Any:
+    """A file of Python that belongs to no package, as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def byte_level() -> Tokenizer:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from core_tools import load_script
 
 pytestmark = pytest.mark.slow
 ray = pytest.importorskip("ray", reason="RLlib is not installed")
@@ -18,12 +18,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "rllib_ppo.py"
 
 @pytest.fixture
 def example() -> Iterator[Any]:
-    spec = importlib.util.spec_from_file_location("rllib_ppo", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
+    yield load_script(EXAMPLE)
     ray.shutdown()
 
 

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from core_tools import load_script
 
 pytestmark = pytest.mark.slow
 envs = pytest.importorskip("torchrl.envs", reason="TorchRL is not installed")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "torchrl_gym.py"
-
-
-def example() -> Any:
-    spec = importlib.util.spec_from_file_location("torchrl_gym", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("name", ["Bandit", "Stop", "Helpful", "Json"])
@@ -47,7 +37,7 @@ def test_a_rollout_is_gymnasium_s() -> None:
 
 
 def test_the_example_starts_at_chance_and_learns() -> None:
-    history = example().main(["--total-timesteps", "4608"])
+    history = load_script(EXAMPLE).main(["--total-timesteps", "4608"])
     assert len(history) == 12
     assert history[0] == pytest.approx(1 / 8, abs=0.08)  # three tokens, each right once in eight times
     assert np.mean(history[-2:]) > 0.3
