@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from trl_tools import STEPS, config, datasets, trl
 
 from textgym.rewards import FromMessages, NoRepeat, Scorer, Sentiment, Weighted, as_text, make_reward
 from textgym.world import MODEL_PATH
 from textgym.world.prompts import prompts
 
 pytestmark = pytest.mark.slow
-datasets = pytest.importorskip("datasets", reason="TRL is not installed")
-trl = pytest.importorskip("trl", reason="TRL is not installed")
 
-STEPS, GROUP, BATCH = 2, 4, 16
+GROUP, BATCH = 4, 16
 # By the names that they are logged under.
 SPECS: dict[str, Any] = {
     "length": {"name": "length", "target": 6},
@@ -63,23 +62,11 @@ def rows(conversational: bool) -> Any:
 
 def train(out: Path, rewards: list[Any], conversational: bool) -> list[dict[str, float]]:
     """Two steps of GRPO on the built-in model; returns what it logs of each."""
-    config = trl.GRPOConfig(
-        output_dir=str(out),
-        per_device_train_batch_size=BATCH,
-        num_generations=GROUP,
-        max_completion_length=12,
-        max_steps=STEPS,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
-        seed=1,
-    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer = trl.GRPOTrainer(str(MODEL_PATH), rewards, args=config, train_dataset=rows(conversational))
+        trainer = trl.GRPOTrainer(
+            str(MODEL_PATH), rewards, args=config(out, BATCH, GROUP, 12), train_dataset=rows(conversational)
+        )
         trainer.train()
     return [row for row in trainer.state.log_history if "reward" in row]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from textgym_agents.training.optimality import Optimality
+from trl_tools import config, datasets, trl
 
 from textgym import make_task
 from textgym.evaluate import evaluate
@@ -16,29 +17,12 @@ from textgym.optimum import optimum_of
 from textgym.world import MODEL_PATH
 
 pytestmark = pytest.mark.slow
-datasets = pytest.importorskip("datasets", reason="TRL is not installed")
-trl = pytest.importorskip("trl", reason="TRL is not installed")
 
 
 @pytest.mark.parametrize("name", ["GRPO", "RLOO"])
 def test_its_measures_stand_in_the_trainer_s_log(name: str, tmp_path: Path) -> None:
     task = make_task("Helpful")
     prompts = [[{"role": "user", "content": text}] for text in task.prompt_set("train").texts[:16]]
-    config = getattr(trl, f"{name}Config")(
-        output_dir=str(tmp_path / "out"),
-        per_device_train_batch_size=16,
-        num_generations=4,
-        max_completion_length=12,
-        max_steps=2,
-        learning_rate=1e-3,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
-        seed=1,
-    )
 
     def paid(prompts: Any, completions: Any, **columns: Any) -> list[float]:
         return [float(len(completion[0]["content"])) for completion in completions]
@@ -49,7 +33,7 @@ def test_its_measures_stand_in_the_trainer_s_log(name: str, tmp_path: Path) -> N
         trainer = getattr(trl, f"{name}Trainer")(
             str(MODEL_PATH),
             paid,
-            args=config,
+            args=config(tmp_path / "out", 16, 4, 12, name, learning_rate=1e-3),
             train_dataset=datasets.Dataset.from_dict({"prompt": prompts}),
             callbacks=[Optimality(task, per_prompt=1, optimum=optimum)],
         )

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trl_tools import STEPS, config, datasets, trl
 
 from textgym import make_task
 from textgym.bridges.trl import environment_factory, trl_columns
 from textgym.rewards import FromMessages
 
 pytestmark = pytest.mark.slow
-datasets = pytest.importorskip("datasets", reason="TRL is not installed")
-trl = pytest.importorskip("trl", reason="TRL is not installed")
 
-STEPS, BATCH = 2, 4
+BATCH = 4
 END = "<|im_end|>"
 
 
@@ -63,24 +62,6 @@ def scripted(words: Any) -> Any:
     return generate
 
 
-def config(out: Path) -> Any:
-    return trl.GRPOConfig(
-        output_dir=str(out),
-        per_device_train_batch_size=BATCH,
-        num_generations=BATCH,
-        max_completion_length=400,
-        max_steps=STEPS,
-        learning_rate=1e-3,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
-        seed=1,
-    )
-
-
 def test_the_environment_s_tokens_are_not_in_the_loss(tmp_path: Path) -> None:
     task = make_task("TwentyQuestions", difficulty=1)
     words = tokenizer()
@@ -89,7 +70,7 @@ def test_the_environment_s_tokens_are_not_in_the_loss(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         trainer = trl.GRPOTrainer(
             model(len(words)),
-            args=config(tmp_path),
+            args=config(tmp_path, BATCH, BATCH, 400, learning_rate=1e-3),
             train_dataset=datasets.Dataset.from_dict(trl_columns(task)),
             processing_class=words,
             environment_factory=environment_factory(task, seed=3),
