@@ -1,4 +1,7 @@
-"""The pages of exact answers and of turns: their blocks run, and what they show is what these print."""
+"""The quick start, exact answers and turns: the blocks of their pages run, and what these show is what they print.
+
+`python tests/test_docs.py quickstart.md` writes what the blocks print into that page.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import io
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,15 +39,20 @@ def printed(language: str, source: str, names: dict[str, object]) -> str:
     return stream.getvalue()
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(("page", "least"), [("exact.md", 10), ("turns.md", 5)])
-def test_a_page_shows_what_its_code_prints(page, least):
+def check_page(page, least, languages="python|sh"):
+    """That the page has blocks in these languages, and shows below each what it prints."""
     text = (DOCS / page).read_text(encoding="utf-8")
-    blocks, names = BLOCK.findall(text), {"__name__": "page"}
-    assert len(blocks) == len(re.findall(r"^```(?:python|sh)$", text, re.MULTILINE)) >= least
+    blocks, names = [each for each in BLOCK.findall(text) if each[0] in languages.split("|")], {"__name__": "page"}
+    assert len(blocks) == len(re.findall(rf"^```(?:{languages})$", text, re.MULTILINE)) >= least
     for language, source, shown in blocks:
         assert trimmed(shown)
         assert trimmed(printed(language, source, names)) == trimmed(shown), source
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("page", "least"), [("exact.md", 10), ("quickstart.md", 5), ("turns.md", 5)])
+def test_a_page_shows_what_its_code_prints(page, least):
+    check_page(page, least)
 
 
 def test_the_claims_of_the_prose_hold_for_the_numbers():
@@ -62,3 +71,18 @@ def test_the_claims_of_the_prose_hold_for_the_numbers():
 
 def test_the_page_is_short():
     assert len(PAGE.read_text(encoding="utf-8").splitlines()) < 350
+
+
+def write(page):
+    path, names = DOCS / page, {"__name__": "page"}
+
+    def fill(block):
+        language, source, _ = block.groups()
+        lines = "\n".join(trimmed(printed(language, source, names)))
+        return f"```{language}\n{source}```\n\n```text\n{lines}\n```\n"
+
+    path.write_text(BLOCK.sub(fill, path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write(sys.argv[1])

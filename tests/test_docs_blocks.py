@@ -31,7 +31,7 @@ ELSEWHERE = {
     "docs/exact.md": "test_docs.py",
     "docs/lm_ppo.md": "test_docs_lm_ppo.py",
     "docs/own_task.md": "test_own_things.py",
-    "docs/quickstart.md": "test_docs_quickstart.py",
+    "docs/quickstart.md": "test_docs.py",
     "docs/reasoning.md": "test_docs_reasoning.py",
     "docs/rewards.md": "test_docs_rewards.py",
     "docs/rlhf.md": "test_docs_rlhf.py",
