@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.checks import JsonObject, TextGymWarning, is_finite
+from textgym.checks import JsonObject, TextGymWarning, check_count, is_finite
 from textgym.files import check_files, read_json, reading, recover_folder, replace_folder, write_json
 from textgym.optimum import fingerprint
 from textgym.rewards.base import reward_name
@@ -184,10 +184,7 @@ def _save_tensors(tensors: Arrays | Mapping[str, Tensor], path: Path) -> None:
 
 def count(state: Mapping[str, object], name: str, least: int = 0, most: int = MOST) -> int:
     """Return a counter of a saved state. Raises: KeyError without it; ValueError unless it is in least..most."""
-    value = state[name]
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{name}={value!r:.80}: allowed is an integer in {least}..{most}")
-    return value
+    return check_count(name, state[name], least, most)
 
 
 def number(state: Mapping[str, object], name: str) -> float:

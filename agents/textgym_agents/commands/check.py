@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.table import Column, Table
 
+from textgym.checks import check_count
 from textgym.commands.console import UsageError, folded, number, output, table, untrusted, use_all_cores
 from textgym.commands.flags import env_options, parse
 
@@ -39,8 +40,7 @@ class CheckFlags:
     """Print JSON."""
 
     def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise ValueError(f"episodes={self.episodes!r}: allowed is an integer >= 1")
+        check_count("episodes", self.episodes)
 
 
 def main(arguments: list[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from textgym.checks import docstring, not_one_of, users_line
+from textgym.checks import check_count, docstring, not_one_of, users_line
 from textgym_agents.conformance import batch, behaviour, objective
 from textgym_agents.conformance.under_test import (
     FAILS,
@@ -133,8 +133,7 @@ def check(
     Raises: ValueError or TypeError for an unknown check, or what is no agent.
     """
     for name, value in (("envs", envs), ("iterations", iterations)):
-        if value < 2:
-            raise ValueError(f"{name}={value!r}: allowed is an integer >= 2")
+        check_count(name, value, 2)
     names = check_names() if checks is None else tuple(checks)
     for name in names:
         if name not in check_names():

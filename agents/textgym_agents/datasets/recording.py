@@ -19,7 +19,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
-from textgym.checks import Bools, Floats, Ints, JsonObject
+from textgym.checks import Bools, Floats, Ints, JsonObject, check_count
 from textgym.episodes import action_space, observation_space
 from textgym.files import json_line, make_folder, plain, replace_folder, replaced
 from textgym.lm.reference import Reference, checked_actions
@@ -100,8 +100,7 @@ def play_episodes(
     Raises: ValueError for an argument out of range.
     """
     for name, value, least in (("episodes", episodes, 1), ("per_prompt", per_prompt, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"{name}={value!r}: allowed is an integer >= {least}")
+        check_count(name, value, least)
     if episodes % per_prompt:
         raise ValueError(f"episodes={episodes}: allowed are multiples of per_prompt={per_prompt}")
     return _batches(agent, task, episodes, split, per_prompt, seed, deterministic)

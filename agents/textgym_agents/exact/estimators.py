@@ -23,7 +23,7 @@ from typing import NamedTuple, Unpack
 
 import numpy as np
 
-from textgym.checks import Floats, Ints
+from textgym.checks import Floats, Ints, check_count
 from textgym.solver import PolicyValues
 from textgym_agents.exact.objective import (
     Problem,
@@ -174,8 +174,7 @@ def estimator_table(
         group: completions of one prompt per estimate of RLOO and GRPO. draws, seed: see `group_moments`.
     Raises: ValueError if `group` < 2.
     """
-    if group < 2:
-        raise ValueError(f"group={group!r}: allowed is an integer >= 2")
+    check_count("group", group, 2)
     rewards, values = enumeration.charged, enumeration.steps.state_values
     whole = np.repeat(rewards.sum(1, keepdims=True), rewards.shape[1], axis=1)
     rows = [

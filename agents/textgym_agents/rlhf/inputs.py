@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from textgym.checks import JsonObject
+from textgym.checks import JsonObject, check_count
 from textgym.files import replace_folder, write_json
 from textgym.lm.backbone import max_tokens, recompute_layers
 from textgym.lm.causal import load_causal_lm, load_weights
@@ -236,8 +236,7 @@ def resize_model(base: str, layers: int, folder: Path, seed: int = 0) -> None:
     """
     from transformers import AutoModelForCausalLM
 
-    if layers < 1:
-        raise ValueError(f"layers={layers!r}: allowed is an integer >= 1")
+    check_count("layers", layers)
     refuse_encoder_decoder(base_name(base), f"base={base!r}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from textgym_agents.protocol import Agent
 
-from textgym.checks import Ints
+from textgym.checks import Ints, check_count
 from textgym.lm.reference import Reference, checked_actions
 from textgym.play import FinalInfos, Turn, play_batch
 from textgym.prompts import Split
@@ -87,8 +87,7 @@ class TraceRequest:
 
     def __post_init__(self) -> None:
         for name, least in {"seed": 0, "top": 1, "max_states": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)!r}: allowed is an integer >= {least}")
+            check_count(name, getattr(self, name), least)
         if self.beta is not None and not 0 <= self.beta < float("inf"):
             raise ValueError(f"beta={self.beta!r}: allowed is a finite number >= 0 (reward units per nat)")
         if self.prompt is not None and self.prompt_index is not None:
