@@ -16,7 +16,9 @@ from packaging.version import Version
 from tokenizers import AddedToken, Tokenizer
 
 from textgym import make_task
+from textgym.grammar import GrammarMask, regex_grammar
 from textgym.rewards import TextGymWarning
+from textgym.state import Prompt, TokenState
 from textgym.vocab import Vocabulary, load_vocabulary
 from textgym.world import MODEL_PATH
 
@@ -258,3 +260,28 @@ def test_a_template_beside_a_bare_tokenizer_is_saved_with_it(tmp_path: Path) -> 
     again = load_vocabulary(saved, stop="<|end|>")
     assert again.encode_prompt("Hello.") == vocabulary.encode_prompt("Hello.")
     assert again.encode_prompt("Hello.") != tuple(vocabulary.codec.encode("Hello."))
+
+
+@pytest.mark.slow
+def test_a_model_needs_no_logits_for_control_tokens_that_nothing_writes(tmp_path: Path) -> None:
+    """As Gemma 3's models of text, whose tokenizer ends in a token of images."""
+    folder, logits = model_folder(tmp_path, None), bare("byte-level").get_vocab_size()
+    tokenizer = chat_tokenizer("byte-level", "gemma")
+    plain = load_vocabulary(folder)
+    for token, special, size in [("<image>", True, logits), ("image", False, logits + 1)]:
+        wide = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        wide.add_tokens([AddedToken(token, special=special)])
+        hugging_face(wide, eos_token="</s>").save_pretrained(folder)
+        (folder / "chat_template.jinja").write_text(TEMPLATES["gemma"])
+        (folder / "config.json").write_text(json.dumps({"vocab_size": logits}))
+        vocabulary = load_vocabulary(folder, model=folder)
+        assert vocabulary.size == len(vocabulary.allowed) == size
+        assert (vocabulary.allowed[:logits] == plain.allowed).all()
+        assert load_vocabulary(folder, vocab_size=size).size == size
+        assert max(vocabulary.encode_prompt(token)) < size
+        state = TokenState(Prompt("a", vocabulary.encode_prompt("a"), None))
+        assert GrammarMask(vocabulary, regex_grammar("a+"))([state]).shape == (1, size)
+        # It is a token of the task's where it ends an answer.
+        assert load_vocabulary(folder, model=folder, stop=token).size == logits + 1
+    with pytest.raises(ValueError, match=rf"vocab_size={logits}: allowed is an integer in {logits + 1}\.\."):
+        load_vocabulary(folder, vocab_size=logits)

@@ -113,8 +113,9 @@ def load_vocabulary(
         stop: the tokens that end an episode, as strings or ids, one or several; () for none. None: the control tokens
             at which the model's generation config ends a text, first the one that the chat template writes after an
             answer (special or not); without any, the tokenizer's EOS token, if it has one.
-        vocab_size: V, tokens, at most 2^22; a model's number of logits if that is larger than the tokenizer; None: the
-            number in the model's config.json, at least that of the tokenizer.
+        vocab_size: V, tokens, at most 2^22: a model's number of logits; it may leave out the last control tokens, but
+            for stop tokens and those around a prompt. None: the number in the model's config.json, at least so many;
+            without a model, the number of the tokenizer.
         chat: None: the tokenizer's chat template if it has one; True: the same, but required; False: none;
             "before{prompt}after": a template of its own; FILE.jinja: a template in Hugging Face's form, which is
             rendered in a separate process and refused after 5 seconds of CPU time.
@@ -147,24 +148,12 @@ def _load(
     if isinstance(chat, str) and chat.endswith(".jinja"):
         source, chat = with_template(source, Path(chat)), True
     codec = source.codec
-    size = codec.size
-    if vocab_size is not None:
-        size = check_count("vocab_size", vocab_size, size, MOST_TOKENS, f"tokens; the tokenizer has {size}")
-    elif model is not None:
-        size = min(MOST_TOKENS, max(size, model_logits(model)))
     conversation = _conversation(source, chat)
     if stop is None:
         stop_ids = _own_stop_ids(source, model, conversation)
     else:
         stops = stop if isinstance(stop, Iterable) and not isinstance(stop, str) else [stop]
         stop_ids = tuple(dict.fromkeys(_stop_id(codec, token) for token in stops))
-    pad_id = next(i for i in (source.pad_id, *stop_ids, 0) if i is not None and i < size)
-    skip = codec.special_ids | frozenset(stop_ids)
-    has_token = np.array([i < codec.size and codec.token(i) is not None for i in range(size)])
-    has_token[list(codec.special_ids.difference(stop_ids))] = False
-    if not has_token.any():
-        raise ValueError("tokenizer: every one of its tokens is a control token, so no action is allowed")
-    has_token.flags.writeable = False
     before, after = codec.frame()
     places = [place for place in (model, source.folder) if place is not None]
     if not any(encodes_prompts(place) for place in places):
@@ -174,13 +163,27 @@ def _load(
         before, after = (codec.encode_control(text) if text else [] for text in texts)
     if isinstance(codec, WordCodec):
         conversation = None  # words are read one by one, whatever stands around them
+    tokens = {i for i in range(codec.size) if codec.token(i) is not None}
+    # Gemma 3's tokenizer has a control token, for images, without a logit in its models of text.
+    least = 1 + max((tokens - codec.control_ids).union(stop_ids, before, after), default=0)
+    size = codec.size
+    if vocab_size is not None:
+        size = check_count("vocab_size", vocab_size, least, MOST_TOKENS, f"tokens; the tokenizer has {codec.size}")
+    elif model is not None and (logits := model_logits(model)):
+        size = min(MOST_TOKENS, max(least, logits))
+    actions = sorted(tokens - codec.special_ids.difference(stop_ids))
+    if not actions:
+        raise ValueError("tokenizer: every one of its tokens is a control token, so no action is allowed")
+    allowed = np.zeros(size, dtype=np.bool_)
+    allowed[actions] = True
+    allowed.flags.writeable = False
     return Vocabulary(
         size,
         stop_ids,
-        pad_id,
-        has_token,
+        next(i for i in (source.pad_id, *stop_ids, 0) if i is not None and i < size),
+        allowed,
         codec,
-        codec.decoder(skip),
+        codec.decoder(codec.special_ids | frozenset(stop_ids)),
         tuple(before),
         tuple(after),
         conversation,

@@ -52,7 +52,7 @@ def token_bytes(vocabulary: Vocabulary) -> TokenBytes:
     """
     decoder = vocabulary.decoder
     if isinstance(decoder, ByteDecoder):
-        pieces = decoder.table + (b"",) * (vocabulary.size - len(decoder.table))
+        pieces = (decoder.table + (b"",) * (vocabulary.size - len(decoder.table)))[: vocabulary.size]
         return TokenBytes(pieces, pieces)
     ids = range(vocabulary.size)
     first = [text.encode() for text in vocabulary.decode([[i] for i in ids])]
