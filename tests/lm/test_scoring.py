@@ -288,6 +288,17 @@ def test_what_is_no_reward_model_is_refused(tmp_path):
         load_reward_model(two)
 
 
+@pytest.mark.slow
+def test_a_control_token_that_nothing_writes_needs_no_embedding(tmp_path):
+    folder = save_reward_model(tmp_path / "model")
+    want = RewardModel(folder, device="cpu")(["a b"], ["c"])
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<image>"])
+    assert tokenizer.token_to_id("<image>") == load_reward_model(folder)[0].config.vocab_size
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert RewardModel(folder, device="cpu")(["a b"], ["c"]) == want
+
+
 def test_damaged_folders_are_refused(tmp_path):
     folder = save_reward_model(tmp_path / "model")
     (folder / "tokenizer.json").unlink()

@@ -41,7 +41,8 @@ def _load_vocabulary(
         other token types than 0 and 1.
     """
     tokenizer = _tokenizer(name if own_tokenizer is None else own_tokenizer)
-    vocabulary = load_vocabulary(tokenizer, chat=chat)
+    own = name if own_tokenizer is None else None
+    vocabulary = load_vocabulary(tokenizer, chat=chat, model=own)
     encodes_pairs = not reads_last_token(model) and vocabulary.conversation is None
     frame = _pair_frame(tokenizer) if encodes_pairs else None
     if frame is not None:
@@ -51,7 +52,7 @@ def _load_vocabulary(
                 f"model={str(name)!r}: its tokenizer gives two texts the token types {frame.types}; allowed are 0 for "
                 f"all tokens, and {frame.pair_types}"
             )
-        vocabulary = load_vocabulary(tokenizer, stop=frame.after, chat=chat)
+        vocabulary = load_vocabulary(tokenizer, stop=frame.after, chat=chat, model=own)
         vocabulary = replace(vocabulary, before_ids=frame.before, after_ids=frame.between, has_types=has_types)
     rows = embedding_rows(model)
     if vocabulary.size > rows:
