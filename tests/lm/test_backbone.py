@@ -1,11 +1,13 @@
 """Both backbones against the model's own forward, and the decoder against reading every state afresh."""
 
+import json
 import logging
 
 import numpy as np
 import pytest
 import torch
 from lm.tiny_models import tiny_gpt2, tiny_llama
+from lm.zoo import zoo_model
 from safetensors.torch import save_file
 
 from textgym.checks import equal_parts
@@ -207,6 +209,18 @@ def test_forbidden_tokens_have_probability_zero_and_the_rest_is_renormalised():
 def test_a_model_that_does_not_fit_the_vocabulary_is_refused():
     with pytest.raises(ValueError, match=r"it has 11 logits but the task has 7 actions.*vocab_size=11"):
         CausalLM(tiny_llama(), np.ones(7, dtype=bool), device="cpu")
+
+
+@pytest.mark.slow
+def test_a_setting_that_makes_no_layers_may_exceed_the_tensors(tmp_path):
+    model = zoo_model("qwen2", max_window_layers=28)
+    assert model.config.num_hidden_layers == 2
+    model.save_pretrained(tmp_path)  # 12 tensors a layer, embeddings, norm and output
+    assert load_causal_lm(tmp_path).num_parameters() == model.num_parameters()
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 28}))
+    with pytest.raises(ValueError, match=r"num_hidden_layers=28; its weights are 27 tensors"):
+        load_causal_lm(tmp_path)
 
 
 def test_bad_model_and_device_are_named():
