@@ -151,6 +151,16 @@ def test_runs_that_draw_their_prompts_in_other_ways_are_two(tmp_path):
     assert [each.cell.config for each in found.results] == [{}, {"curriculum": "difficulty"}]
 
 
+def test_a_run_has_its_machine_once(tmp_path):
+    rewards = {"one": "mine:polite", "two": {"name": "length"}, "own": None}
+    for name, reward in rewards.items():
+        env = {} if reward is None else {"reward": reward}
+        plan = TrainSettings(id="textgym/Text-v0", agent="random", episodes=8, config={}, env=env)
+        RunFolder.create(tmp_path / name, asdict(plan) | {"versions": {"python": "3.11", "machine": "a machine"}})
+    sources = read_sources([tmp_path / name for name in rewards])
+    assert [(each.machine, each.versions) for each in sources.results] == [("a machine", {"python": "3.11"})] * 3
+
+
 def test_an_agent_of_several_settings_in_one_family_has_one_name_in_all(tmp_path):
     rows = make_results(("rloo",), ("textgym/Copy-v0", "textgym/Helpful-v0"), 1, failed=0.0, missing=0.0)
 

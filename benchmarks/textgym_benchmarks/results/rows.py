@@ -232,9 +232,10 @@ def read_run(path: Path) -> JsonObject:
             config=settings,
         )
     versions = config.get("versions", {})
+    machine = versions.pop("machine", "") if isinstance(versions, dict) else ""
     data = {"format": FORMAT, "cell": cell.to_json(), "family": family_of(cell.id), "status": "missing"}
     data |= {"error": None, "measures": None, "timing": None, "versions": versions}
-    data["machine"] = versions.get("machine", "") if isinstance(versions, Mapping) else ""
+    data["machine"] = machine
     if (path / "result.json").exists():
         finished = read_json(path / "result.json")
         with reading(path, "the run of `textgym train`"):
