@@ -159,6 +159,7 @@ def test_a_run_has_its_machine_once(tmp_path):
         RunFolder.create(tmp_path / name, asdict(plan) | {"versions": {"python": "3.11", "machine": "a machine"}})
     sources = read_sources([tmp_path / name for name in rewards])
     assert [(each.machine, each.versions) for each in sources.results] == [("a machine", {"python": "3.11"})] * 3
+    assert sources.suite["name"] == "one, two and own"
 
 
 def test_an_agent_of_several_settings_in_one_family_has_one_name_in_all(tmp_path):

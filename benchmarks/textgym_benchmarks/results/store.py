@@ -213,11 +213,16 @@ def read_sources(paths: Sequence[Path], patient: bool = False) -> Sources:
                 kept[key] = result
     if not (kept or patient):
         raise ValueError(f"RUN {', '.join(map(str, paths))}: no result in it")
-    suite = suites[0] if suites else {"name": " and ".join(dict.fromkeys(path.resolve().name for path in paths))}
+    suite = suites[0] if suites else {"name": _joined(path.resolve().name for path in paths)}
     if len(suites) > 1:
-        name = " and ".join(dict.fromkeys(str(each.get("name")) for each in suites))
-        suite |= {"name": name, "description": ""}
+        suite |= {"name": _joined(str(each.get("name")) for each in suites), "description": ""}
     return Sources(tuple(kept.values()), suite, tuple(dict.fromkeys(repeated)), tuple(unread))
+
+
+def _joined(names: Iterable[str]) -> str:
+    """Return names as a title, each once: "a", "a and b", "a, b and c"."""
+    *others, last = dict.fromkeys(names)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _split(path: Path, suite: JsonObject) -> str:
