@@ -24,10 +24,18 @@ from textgym_agents.registry import agent_class, agent_names, make_config, make_
 from textgym.checks import JsonObject, not_one_of, shown
 from textgym.commands.console import one_line
 from textgym.commands.flags import find_id
-from textgym.files import json_object
+from textgym.files import json_value
 from textgym.registry import SUITES, TASKS, import_user_module, load_target
-from textgym.rewards.registry import spec_name
-from textgym_benchmarks.suite import Cell, Evaluation, RewardJson, Suite, check_integer, from_fields, parted
+from textgym_benchmarks.suite import (
+    Cell,
+    Evaluation,
+    RewardJson,
+    Suite,
+    check_integer,
+    from_fields,
+    parted,
+    reward_label,
+)
 from textgym_benchmarks.suites import misfit, rows
 
 LARGEST_ENTRY = 100_000  # bytes of the file of an entry of the leaderboard
@@ -176,12 +184,12 @@ def _named(reward: RewardJson) -> tuple[str, RewardJson]:
     name = ""
     if isinstance(reward, str) and (parts := re.fullmatch(r"(?:([\w .-]+)=)?(.*)", reward, re.DOTALL)):
         name, reward = parts[1] or "", parts[2]
-        if reward.startswith("{"):
+        if reward.startswith(("{", "[")):
             try:
-                reward = json_object(reward)
+                reward = json_value(reward)
             except ValueError as error:
                 raise ValueError(f"rewards: {reward}: {error}; allowed is JSON, quoted as one word") from error
-    return name or spec_name(reward).rpartition(":")[2], reward
+    return name or reward_label(reward), reward
 
 
 def user_modules(named: object) -> list[str]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,16 +15,22 @@ from textgym_agents.training.curriculum import CurriculumSettings
 
 from textgym.checks import JsonObject, did_you_mean
 from textgym.prompts import HeldOut
+from textgym.rewards.registry import spec_name
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T", bound="DataclassInstance")
-RewardJson = str | Mapping[str, object]
-"""A reward as JSON: a registered name or {"name": ..., **parameters}."""
+RewardJson = str | Mapping[str, object] | Sequence[object]
+"""A reward as JSON: a registered name, {"name": ..., **parameters}, or a list of these, which is their sum."""
 
 _CURRICULUM = frozenset(each.name for each in fields(CurriculumSettings))
 LARGEST_SEED = 2**31 - 1
+
+
+def reward_label(reward: RewardJson | None) -> str:
+    """Return the name of a reward in tables, without modules: "length", "sentiment + length"; "default" for None."""
+    return "default" if reward is None else re.sub(r"[^\s:]*:", "", spec_name(reward))
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,8 @@ class Cell:
                 raise ValueError(f"{name}={text!r}: allowed is a text" + " that is not empty" * least)
         check_integer("episodes", self.episodes, 1)
         check_integer("seed", self.seed, 0, LARGEST_SEED)
-        if self.reward is not None and not isinstance(self.reward, str | Mapping):
-            raise ValueError(f"reward={self.reward!r}: allowed is null, a name or {{'name': ..., ...}}")
+        if self.reward is not None and not isinstance(self.reward, str | Mapping | list | tuple):
+            raise ValueError(f"reward={self.reward!r}: allowed is null, a name, {{'name': ..., ...}}, or a list")
         for name, taken in (("env", "reward"), ("config", "seed")):
             options = getattr(self, name)
             if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):

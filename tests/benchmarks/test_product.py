@@ -138,6 +138,8 @@ def test_the_name_of_a_reward_is_its_own_unless_one_is_given():
     assert found == {"default": None, "polite": "my_module:polite", "length": {"name": "length", "target": 3}}
     with pytest.raises(ValueError, match="two are called 'polite'; allowed are names of their own, as in NAME=REWARD"):
         named_rewards(["a:polite", "b:polite"])
+    both = '["my_module:polite", {"name": "length", "target": 3}]'
+    assert named_rewards([both]) == {"polite + length": ["my_module:polite", {"name": "length", "target": 3}]}
 
 
 def test_an_unknown_task_and_reward_are_left_out(own):

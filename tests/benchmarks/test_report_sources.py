@@ -151,14 +151,17 @@ def test_runs_that_draw_their_prompts_in_other_ways_are_two(tmp_path):
     assert [each.cell.config for each in found.results] == [{}, {"curriculum": "difficulty"}]
 
 
-def test_a_run_has_its_machine_once(tmp_path):
-    rewards = {"one": "mine:polite", "two": {"name": "length"}, "own": None}
+def test_a_run_is_named_after_its_reward_and_has_its_machine_once(tmp_path):
+    rewards = {"one": ["mine:polite", {"name": "length", "target": 4}], "two": {"name": "length"}, "own": None}
     for name, reward in rewards.items():
         env = {} if reward is None else {"reward": reward}
         plan = TrainSettings(id="textgym/Text-v0", agent="random", episodes=8, config={}, env=env)
         RunFolder.create(tmp_path / name, asdict(plan) | {"versions": {"python": "3.11", "machine": "a machine"}})
     sources = read_sources([tmp_path / name for name in rewards])
+    assert [each.cell.reward for each in sources.results] == [*rewards.values()]
     assert [(each.machine, each.versions) for each in sources.results] == [("a machine", {"python": "3.11"})] * 3
+    labels = [problem.label for problem in summarise(sources.results).problems]
+    assert labels == ["Text-v0, polite + length", "Text-v0, length", "Text-v0"]
     assert sources.suite["name"] == "one, two and own"
 
 

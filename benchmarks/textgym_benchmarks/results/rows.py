@@ -20,7 +20,7 @@ from textgym.estimates import RESAMPLES, Estimate
 from textgym.files import read_json, read_lines, reading
 from textgym.optimum import Optimum, optimality_of
 from textgym_benchmarks.results.format import FORMAT
-from textgym_benchmarks.suite import Cell, parted
+from textgym_benchmarks.suite import Cell, parted, reward_label
 from textgym_benchmarks.suite_folder import family_of
 
 Row = Mapping[str, Any]
@@ -222,12 +222,14 @@ def read_run(path: Path) -> JsonObject:
         env, settings = dict(config["env"]), dict(config["config"])
         usual = asdict(CurriculumSettings())
         settings |= {name: value for name, value in parted(config)[1].items() if value != usual[name]}
+        reward = env.pop("reward", None)
         cell = Cell(
             id=config["id"],
             agent=config["agent"],
             episodes=config["episodes"],
             seed=settings.pop("seed", 0),
-            reward=env.pop("reward", None),
+            reward=reward,
+            reward_name=reward_label(reward),
             env=env,
             config=settings,
         )
