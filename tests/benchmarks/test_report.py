@@ -258,11 +258,28 @@ def test_times_that_nobody_took_are_left_out(tmp_path, timing):
 def test_a_place_on_the_leaderboard_says_how_many_runs_it_stands_on(tmp_path):
     values = make_results(("lm-ppo", "rloo"), TASKS[:2], 3, failed=0.0, missing=0.0)
     values[1] |= {"status": "missing", "measures": None, "timing": None}
+    for value, mean in ((values[2], -2.0), (values[3], 1.5)):
+        value["measures"]["after"]["optimality"] = {"mean": mean, "low": mean, "high": mean}
+    values[4]["measures"]["after"]["optimality"] = None
     folder = write_suite_folder(tmp_path / "suite", values)
     build_report([folder], tmp_path / "report")
     rows = [cells for kind, cells in Page(tmp_path / "report" / "index.html").rows if "leaderboard" in kind]
-    marked = {cells[0].strip(): "5 of 6 runs" in cells[1] for cells in rows[1:3]}
-    assert marked == {"lm-ppo": True, "rloo": False}
+    marked = {cells[0].strip(): re.search(r"\d of \d runs|$", cells[1])[0] for cells in rows[1:3]}
+    assert marked == {"lm-ppo": "4 of 6 runs", "rloo": ""}
+    note = re.search(r'<p class="soft note">(Left out.*?)</p>', (tmp_path / "report" / "index.html").read_text())[1]
+    assert note.split(". ")[:2] == ["Left out of the means: 1 missing run", "1 run below \u22121 counts as \u22121"]
+    assert "1 run has no optimality: " in note
+    assert note.endswith(". 1 run scores above 1, as estimates can.")
+
+
+def test_a_task_on_which_no_run_has_a_score_is_not_called_missing():
+    values = make_results(("lm-ppo", "rloo"), TASKS[:2], 1, failed=0.0, missing=0.0)
+    for value in values:
+        if value["cell"]["id"] == TASKS[1]:
+            value["measures"]["after"]["optimality"] = None
+    page = Report([Result.from_json(value) for value in values], {}, None).index()
+    assert "Where no run has a score the means stand on fewer: 1 at least. 2 runs have no optimality" in page
+    assert "missing" not in re.search(r'<p class="soft note">(.*?)</p>', page)[1]
 
 
 def test_a_cell_without_optimality_says_neither_that_nor_of_tokens_what_counts_words():
