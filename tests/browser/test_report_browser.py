@@ -128,6 +128,25 @@ def test_long_names_have_rows_and_filters_of_their_own_and_hover_texts_are_exact
     visited.check()
 
 
+def test_a_chart_without_a_value_says_so_and_no_point_lies_on_its_edge(visit, tmp_path):
+    values = make_results(("rloo",), TASKS[:2], 1, failed=0.0, missing=0.0)
+    for value, optimality in zip(values, (None, -0.2), strict=True):
+        for point in value["measures"]["curve"][1:]:
+            point |= {"optimality": optimality, "optimality_low": optimality, "optimality_high": optimality}
+    values[0]["measures"]["curve"][0] |= dict.fromkeys(("optimality", "optimality_low", "optimality_high"))
+    suite = write_suite_folder(tmp_path / "suite", values)
+    build_report([suite], suite / "report")
+    visited = visit(suite / "report" / "index.html")
+    draw_all(visited)
+    charts = "[...document.querySelectorAll('.chart[data-chart=curve]')]"
+    texts = visited.page.evaluate(f"{charts}.map(chart => chart.querySelector('.annotation-text').textContent)")
+    assert texts == ["No run has a value of this", "rloo"]
+    # By hand: 0.04 below the least value and above 1.
+    least, most = visited.page.evaluate(f"{charts}[1].layout.yaxis.range")
+    assert (least, most) == (pytest.approx(-0.24), pytest.approx(1.04))
+    visited.check()
+
+
 @pytest.mark.long
 def test_eight_agents_are_named_at_their_lines_and_have_a_radar_each(visit, tmp_path):
     agents = [f"agent-{number}" for number in range(8)]

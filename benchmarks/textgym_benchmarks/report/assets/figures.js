@@ -101,7 +101,7 @@
   const LEAST = -0.3, MOST = 1.5;
   function optimalityRange(entries) {
     const values = known(entries.flatMap((entry) => [...(entry.mean ?? []), ...(entry.low ?? []), ...(entry.high ?? [])]));
-    return [Math.max(LEAST, Math.min(-0.04, ...values)), Math.min(MOST, Math.max(1.04, ...values))];
+    return [Math.max(LEAST, Math.min(0, ...values) - 0.04), Math.min(MOST, Math.max(1, ...values) + 0.04)];
   }
 
   function curve(chart, settings, colours) {
@@ -118,10 +118,11 @@
     });
     const range = (measure === "optimality" ? optimalityRange(entries) : padded(entries.flatMap((entry) => [...(entry.mean ?? []), ...(entry.low ?? []), ...(entry.high ?? [])]))) ?? [0, 1];
     const ends = entries.filter((entry) => known(entry.mean ?? []).length).map((entry) => ({ agent: entry.agent, name: data.agents[entry.agent].name + (entry.run && `, ${entry.run}`), value: known(entry.mean).at(-1) }));
-    const margin = beside(ends);
+    const margin = beside(ends), showticklabels = ends.length > 0 || !entries.length;
+    const annotations = showticklabels ? endNames(chart, ends, colours, range, margin) : [{ xref: "paper", yref: "paper", x: 0.5, y: 0.5, showarrow: false, text: "No run has a value of this", font: { size: 13, color: colours.soft } }];
     return {
       data: traces,
-      layout: layout(colours, { margin, annotations: endNames(chart, ends, colours, range, margin), xaxis: axis(colours, "", { nticks: 4, rangemode: "tozero" }), yaxis: axis(colours, "", { nticks: 5, range }) }),
+      layout: layout(colours, { margin, annotations, xaxis: axis(colours, "", { nticks: 4, rangemode: "tozero", showticklabels }), yaxis: axis(colours, "", { nticks: 5, range, showticklabels }) }),
     };
   }
 
