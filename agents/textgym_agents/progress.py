@@ -25,8 +25,8 @@ LINE: Final = {
 
 
 def figure(name: str, value: float) -> str:
-    """Format a metric. A KL of less than 1e-6 nats in size is rounding and shown as 0, without a sign."""
-    return f"{round(value, 6) + 0.0:.4g}" if "kl" in name else f"{value:.4g}"
+    """Format a metric. A KL or an optimality of less than 1e-6 in size is rounding and shown as 0, without a sign."""
+    return f"{round(value, 6) + 0.0:.4g}" if "kl" in name or "optimality" in name else f"{value:.4g}"
 
 
 def metrics_line(row: Metrics, labels: Mapping[str, str] = LINE) -> str:

@@ -24,9 +24,11 @@ class Terminal(io.StringIO):
         ("objective/kl", -0.0123, "-0.0123"),  # an estimate may be negative
         ("policy/approxkl_avg", 2e-05, "2e-05"),
         ("lr", 1e-07, "1e-07"),
+        ("eval/optimality", -1.335e-16, "0"),
+        ("eval/optimality", -0.1234, "-0.1234"),
     ],
 )
-def test_a_kl_that_is_0_but_for_rounding_is_0(name, value, shown):
+def test_what_is_0_but_for_rounding_is_0(name, value, shown):
     assert figure(name, value) == shown
 
 
