@@ -127,8 +127,10 @@ def test_bad_flags_are_one_line(capsys, flags, message):
 
 
 @pytest.mark.slow
-def test_the_list_of_suites(capsys):
+def test_the_list_of_suites(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["bench", "--list"]) == 0
     printed = capsys.readouterr().out
     for name in ("ci", "quick", "core", "full", "rewards", "diagnostics", "scaling"):
         assert f" {name} " in printed
+    assert "…" not in printed  # no text is cut

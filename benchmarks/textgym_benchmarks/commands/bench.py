@@ -223,7 +223,7 @@ def _settings(words: Sequence[str]) -> dict[str, JsonObject] | None:
 def suites_table() -> Table:
     """Return the suites with their sizes and what they cost."""
     sizes = map(number, ("cells", "tasks", "agents", "seeds"))
-    found = table("suite", *sizes, "CPU time, about", "what it is")
+    found = table("suite", *sizes, "CPU time, about", folded("what it is"))
     for name in SUITES:
         try:
             suite = make_suite(name)
