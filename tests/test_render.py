@@ -83,7 +83,7 @@ def test_vector_frames(capsys: pytest.CaptureFixture[str]) -> None:
     env.step(np.array([0, 4]))
     assert env.render() == (
         "prompt      a b\ncompletion  a",
-        "prompt      c\ncompletion  \nfinished    stop, 1 tokens, reward 0\n",
+        "prompt      c\ncompletion  \nfinished    stop, 1 token, reward 0\n",
     )
     assert TokenVectorEnv(word_task(), render_mode="rgb_array").metadata["render_fps"] == 10
     human = TokenVectorEnv(word_task(), 2, render_mode="human")

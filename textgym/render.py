@@ -41,6 +41,11 @@ def check_render_mode(render_mode: str | None, allowed: Iterable[str]) -> None:
         _font()
 
 
+def counted(many: int, what: str) -> str:
+    """Return a number of things for people: "1 token", "2 tokens"."""
+    return f"{many:,} {what}{'s' * (many != 1)}"
+
+
 def escaped(text: str) -> str:
     """Return the text with characters that could control a terminal written as Python escapes."""
     if text.isascii() and text.isprintable():
@@ -76,7 +81,7 @@ def frame_text(task: Task, state: TokenState, reward: float | None) -> str:
     if state.finish_reason is None:
         return frame
     paid = "" if reward is None else f", reward {reward:.6g}"
-    return f"{frame}\nfinished    {state.finish_reason}, {len(state.completion)} tokens{paid}\n"
+    return f"{frame}\nfinished    {state.finish_reason}, {counted(len(state.completion), 'token')}{paid}\n"
 
 
 def print_frame(frame: str, printed: str) -> None:

@@ -128,6 +128,8 @@ def test_the_card_says_how_j_star_is_known(exported, tmp_path, exact, row):
     write_json(tmp_path / "result.json", result | {"optimum": {"value": value, "exact": exact, "unknown": ""}})
     report = {"agent": "rloo", "parameters": 3, "temperature": 1.0, "suppressed": 0}
     assert row in card(tmp_path, report)
+    assert "and 0 tokens that it never writes. " in card(tmp_path, report)
+    assert "and 1 token that it never writes. " in card(tmp_path, report | {"suppressed": 1})
     assert "J\\* is not known" not in card(tmp_path, report)
 
 

@@ -16,6 +16,7 @@ from textgym.commands.console import note, one_line, output, untrusted
 from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse
 from textgym.env import TokenEnv
 from textgym.lm.reference import Reference, UniformReference, restricted
+from textgym.render import counted
 from textgym.state import Observation
 from textgym.task import Task, make_reference
 
@@ -125,7 +126,7 @@ class _Game:
         """Return one line, or None at the end of the input."""
         left = self._task.max_new_tokens - len(self._env.get_state().completion)
         if sys.stdin.isatty():
-            self._console.print(untrusted(f"{left} tokens left > ", "dim"), end="")
+            self._console.print(untrusted(f"{counted(left, 'token')} left > ", "dim"), end="")
         _LOG.info("")  # whoever thinks is not waiting
         line = sys.stdin.readline()
         return line.rstrip("\r\n") if line else None
@@ -165,7 +166,7 @@ class _Game:
         table = Table.grid(padding=(0, 2))
         table.add_row("prompt", untrusted(state.prompt.text))
         table.add_row("answer", untrusted(self._info["completion"], "bold"))
-        table.add_row("ended by", f"{state.finish_reason}, {len(state.completion)} tokens")
+        table.add_row("ended by", f"{state.finish_reason}, {counted(len(state.completion), 'token')}")
         table.add_row("reward", f"{self._reward:.4g}")
         for name, value in self._info["reward_terms"].items():
             table.add_row(untrusted(f"  {name}"), f"{value:.4g}")

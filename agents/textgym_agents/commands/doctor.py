@@ -14,6 +14,7 @@ from textgym.checks import JsonObject
 from textgym.commands.console import UsageError, folded, number, output, table, untrusted
 from textgym.commands.flags import parse
 from textgym.files import read_lines
+from textgym.render import counted
 from textgym_agents.training.doctor import Diagnosis, Doctor
 from textgym_agents.training.folder import RunFolder
 
@@ -104,4 +105,4 @@ def _show(examined: Examined) -> None:
     if written:
         console.print(untrusted(f"written at iteration {written[0]['iteration']}: {written[0]['completion']!r:.200}"))
     missing = sum(not each.judged for each in found)
-    console.print(f"{ill} alarm{'s' * (ill != 1)}, {len(found) - ill - missing} ok, {missing} not judged")
+    console.print(f"{counted(ill, 'alarm')}, {len(found) - ill - missing} ok, {missing} not judged")

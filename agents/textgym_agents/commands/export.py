@@ -17,6 +17,7 @@ from textgym.commands.flags import parse
 from textgym.evaluate import MEASURES
 from textgym.files import read_json, read_lines, reading, write_text
 from textgym.interrupts import disk_full_at
+from textgym.render import counted
 from textgym_agents.commands.running import cell
 from textgym_agents.training.folder import RunFolder, run_of
 
@@ -86,7 +87,7 @@ def card(folder: Path, report: JsonObject, loader: str = "AutoModelForCausalLM")
         f"# {title}",
         f"A policy of {report['parameters']:,} parameters, trained with TextGym, for `{loader}` and "
         "`AutoTokenizer`. `generation_config.json` samples as the agent did: its "
-        f"temperature of {report['temperature']}, and {report['suppressed']} tokens that are never written. "
+        f"temperature of {report['temperature']}, and {counted(report['suppressed'], 'token')} that it never writes. "
         "A grammar of the task is no part of it.",
         "## Measures",
         f"None: the policy is of iteration {kept}; a run has those of its end." if kept else _measures(run, config),

@@ -22,7 +22,7 @@ from textgym_agents.commands.policies import open_policy, run_options
 from textgym.commands.console import UsageError, folded, note, output, table, untrusted
 from textgym.commands.flags import EnvId, EnvOptions, find_id, parse
 from textgym.prompts import Split
-from textgym.render import escaped
+from textgym.render import counted, escaped
 
 if TYPE_CHECKING:
     from textgym_benchmarks.microscope.record import TraceRequest
@@ -264,7 +264,7 @@ def _head(trace: Trace) -> Table:
     head.add_row("tokens", f"{chosen}, seed {trace.seed}")
     head.add_row("prompt", Text(escaped(trace.prompt)))
     head.add_row("completion", Text(escaped(trace.completion), style="bold"))
-    head.add_row("ended by", f"{trace.finish_reason}, {len(trace.steps)} tokens")
+    head.add_row("ended by", f"{trace.finish_reason}, {counted(len(trace.steps), 'token')}")
     terms = "".join(f"  {escaped(name)} {number(value)}" for name, value in trace.reward_terms.items())
     head.add_row("return", Text(f"{number(trace.total_return)}{terms}"))
     if trace.gold is not None:
