@@ -26,10 +26,10 @@ from textgym.checks import Floats, JsonObject, check_choice
 from textgym.commands.console import folded, number, script, table
 from textgym_benchmarks.results.store import Result, load_results
 from textgym_benchmarks.run.runner import run_suite
+from textgym_benchmarks.space import default_space
 from textgym_benchmarks.suite import Cell, Evaluation, Suite
 from textgym_benchmarks.suites import ALGORITHMS, DIAGNOSTICS, LONG, STORY_REWARDS, rows, stories_env, task_id
 from textgym_benchmarks.summaries.grid import at
-from textgym_benchmarks.tune import default_space
 
 AGENTS: Final = ("lm-ppo", "rloo", "grpo")
 TASKS: Final = ("Helpful", "HHH", "Arithmetic", "Json")

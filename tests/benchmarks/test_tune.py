@@ -14,8 +14,9 @@ from test_conversation_folders import model_folder
 from textgym_agents.registry import agent_class, make_config
 from textgym_benchmarks.commands.tune import main, show, write_page
 from textgym_benchmarks.engines import make_engine
+from textgym_benchmarks.space import default_space, read_space
 from textgym_benchmarks.suite_folder import read_suite
-from textgym_benchmarks.tune import StudyPlan, TrialOutcome, Tuning, _Pruning, default_space, read_space
+from textgym_benchmarks.tune import StudyPlan, TrialOutcome, Tuning, _Pruning
 
 from textgym.commands.console import UsageError
 

@@ -104,7 +104,7 @@ class SavedLM(ABC):
         tensors = with_prefix("value_head.", self.policy.value_head.state_dict())
         tensors |= with_prefix("optimizer.", optimizer_tensors(self.optimizer))
         tensors |= with_prefix("memory.", self.memory()) | self._weights()
-        state: dict[str, object] = {"scorers": scorers} if scorers else {}
+        state: dict[str, object] = {**self._origin(), **({"scorers": scorers} if scorers else {})}
         state |= {name: own for name in (*_COUNTERS, *_NUMBERS) if (own := getattr(self, name)) or name not in _SETTLED}
         state |= {
             "beta": self.controller.valued,
@@ -113,7 +113,7 @@ class SavedLM(ABC):
             "chosen": self.chosen,
             "frozen": [name for name, p in self.policy.named_parameters() if not p.requires_grad],
             "stop_ids": list(self.task.vocabulary.stop_ids),
-        } | self._origin()
+        }
         if self.entropy is not None and self.entropy.target is not None:
             state["entropy_coefficient"] = self.entropy.coefficient
         folders = self._folders(Path(path).absolute())
