@@ -44,7 +44,9 @@ def test_a_checkpoint_is_the_adapter_and_goes_on_bit_for_bit(tmp_path):
         each.learn(env, 8)
     for name, tensor in resumed.policy.state_dict().items():
         assert torch.equal(tensor, agent.policy.state_dict()[name]), name
-    base = json.loads((tmp_path / "agent" / "model" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    config = json.loads((tmp_path / "agent" / "model" / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"])
+    base = config["base_model_name_or_path"]
     read = peft.AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "agent" / "model")).eval()
     assert Path(base).is_dir()
     torch.testing.assert_close(plain_logits(read), plain_logits(load_agent(tmp_path / "agent", env).policy.model))

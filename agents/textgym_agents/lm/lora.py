@@ -19,6 +19,7 @@ from textgym_agents.lm.sharding import release, whole_tensors
 from textgym_agents.model_settings import LoRASettings
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import PreTrainedModel
 
 
@@ -163,14 +164,16 @@ def save_model(
     if not is_peft(model):
         model.save_pretrained(folder, state_dict=tensors)
         return
-    config = model.peft_config["default"]
-    before = config.base_model_name_or_path
-    config.base_model_name_or_path = base or before
+    config = cast("LoraConfig", model.peft_config["default"])
+    before = config.base_model_name_or_path, config.target_modules
+    config.base_model_name_or_path = base or before[0]
+    if isinstance(config.target_modules, set):
+        config.target_modules = sorted(config.target_modules)  # the order of a set differs from process to process
     try:
         # What is in doubt with "auto", PEFT asks the hub.
         model.save_pretrained(folder, save_embedding_layers=False, state_dict=tensors)
     finally:
-        config.base_model_name_or_path = before
+        config.base_model_name_or_path, config.target_modules = before
 
 
 def model_tensors(model: PreTrainedModel, keep: bool) -> dict[str, torch.Tensor] | None:
