@@ -180,6 +180,7 @@ def test_errors_of_the_user_s_own_code_show_the_user_s_line(fresh):
         assert last.count("faulty.py") <= 1
 
 
+@pytest.mark.long
 def test_a_warning_and_a_finding_show_the_user_s_line_too(fresh):
     skipped = (
         "textgym eval Text-v0 --agent random --per-prompt 2 --env max_new_tokens=4 on_error=skip reward=faulty:reward"

@@ -80,7 +80,7 @@ def test_a_reward_model_with_lora_learns_and_loads_as_any_other(capsys, tmp_path
     assert (model.model.layers[0].self_attn.q_proj.weight - base).abs().max() > 1e-5  # the head is not all that learned
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_layer_of_a_new_head_is_trained_beside_the_adapter(tmp_path):
     from safetensors.numpy import load_file
     from textgym_agents.rlhf.reward_model import train_reward_model

@@ -78,7 +78,7 @@ def test_what_nothing_improves_has_no_regret():
     assert found.worst[:, 0].tolist() == [0.0, 1.0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_setting_runs_on_every_task(tmp_path):
     suite = sweep_suite(("rloo", "lm-ppo"), tmp_path, 14, (128, 64), tasks=("Copy",))
     assert len(suite.cells) == 2 * 2 * 14 * (1 + len(STORY_REWARDS))

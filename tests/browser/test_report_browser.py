@@ -108,6 +108,7 @@ def overlaps(boxes):
     return sum(not each for each in apart)
 
 
+@pytest.mark.long
 def test_long_names_have_rows_and_filters_of_their_own_and_hover_texts_are_exact(visit, tmp_path):
     agents = [f"lm-ppo with settings that are told apart at the very end:  {end}" for end in ("0.1", "0.2")]
     values = make_results(agents, TASKS[:1], 1, failed=0.0, missing=0.0)
@@ -128,6 +129,7 @@ def test_long_names_have_rows_and_filters_of_their_own_and_hover_texts_are_exact
     visited.check()
 
 
+@pytest.mark.long
 def test_a_chart_without_a_value_says_so_and_no_point_lies_on_its_edge(visit, tmp_path):
     values = make_results(("rloo",), TASKS[:2], 1, failed=0.0, missing=0.0)
     for value, optimality in zip(values, (None, -0.2), strict=True):

@@ -199,7 +199,7 @@ def test_reference_samples_that_do_not_do_are_named(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_seeds_of_all_members_are_seeds(tmp_path, monkeypatch):
     plan = RewardModelSettings(pair_file(tmp_path / "pairs.jsonl", 10), seed=2**32 - 1, members=2, device="cpu")
     seeds = []
@@ -236,6 +236,7 @@ class PressesCtrlC(Stops):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("at", [1, 3])
 def test_ctrl_c_in_the_last_step_of_a_member_stops_before_the_next(tmp_path, at):
     plan = RewardModelSettings(pair_file(tmp_path / "pairs.jsonl", 20), members=2, batch=8, device="cpu")
