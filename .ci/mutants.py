@@ -282,11 +282,14 @@ def tried(mutant: Mutant) -> dict[str, Any]:
     return {"name": mutant.name, "end": end, "seconds": round(taken, 2), "tests": len(seconds)}
 
 
+def listed(kind: str) -> set[str]:
+    """Return the mutants that mutants.toml lists as "equivalent" or "survivor"."""
+    return {name for group in LISTED.get(kind, ()) for name in group["mutants"]}
+
+
 def report(results: dict[str, dict[str, Any]]) -> bool:
     """Print what came of the mutants, by module; return whether that is enough."""
-    equivalent, survivors = (
-        {name for group in LISTED.get(kind, ()) for name in group["mutants"]} for kind in ("equivalent", "survivor")
-    )
+    equivalent, survivors = listed("equivalent"), listed("survivor")
     alive = {name for name, result in results.items() if result["end"] != "killed"}
     print(f"{'module':<48}{'mutants':>8}{'killed':>8}{'equivalent':>12}{'survived':>10}")
     for path in [*MODULES, ""]:
@@ -312,6 +315,8 @@ def main() -> None:
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
     chosen = [each for path in MODULES for each in mutants(path)]
+    if unknown := (listed("equivalent") | listed("survivor")).difference(each.name for each in chosen):
+        raise SystemExit("\n".join(f"in mutants.toml, but no mutant: {name}" for name in sorted(unknown)))
     # By a hash of the name: a sample stays what it is where other code changes.
     chosen.sort(key=lambda each: hashlib.sha256(f"{options.seed} {each.name}".encode()).digest())
     chosen = chosen[: options.sample]

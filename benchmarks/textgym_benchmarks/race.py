@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -312,13 +313,27 @@ def results(entries: Iterable[Racer], out: Path) -> list[RaceResult]:
     return found
 
 
+def seconds_until(level: float, marks: Sequence[int], curve: Sequence[float] | Floats) -> float | None:
+    """Return when a curve first reaches a level, seconds, by straight lines between 0 and the marks; None for never.
+
+    Args: curve: (M + 1,) J at 0 and at each mark.
+    """
+    for before, (start, end) in enumerate(pairwise((0, *marks))):
+        low, high = curve[before], curve[before + 1]
+        if low >= level:
+            return float(start)
+        if high >= level:
+            return float(start + (end - start) * (level - low) / (high - low))
+    return None
+
+
 def print_table(reward: str, found: Sequence[RaceResult]) -> None:
     """Print J at the marks and, of several seeds, by how much the first contestant leads."""
     names = list(dict.fromkeys(each.entry.who for each in found))
     curves = {name: np.array([each.curve for each in found if each.entry.who == name]) for name in names}
     if not found:
         return
-    reference = np.mean([each.reference for each in found])
+    reference = float(np.mean([each.reference for each in found]))
     seeds = ", ".join(f"{name} {len(rows)}" for name, rows in curves.items())
     marks = found[0].entry.marks
     shown = table("", *(number(f"{mark} s") for mark in marks), title=f"J, {reward}")
@@ -330,6 +345,11 @@ def print_table(reward: str, found: Sequence[RaceResult]) -> None:
     console = Console(highlight=False)
     console.print(shown)
     console.print(f"J of the reference: {reference:.3f}; seeds: {seeds}", markup=False)
+    for name in names[1:]:
+        last, own = curves[name].mean(0)[-1], curves[names[0]].mean(0)
+        after = seconds_until(last, marks, [reference, *own])
+        when = f"after {after:.0f} s (read off between the marks)" if after is not None else "at no mark"
+        console.print(f"{names[0]} reaches the last J of {name}, {last:.3f}, {when}", markup=False)
     for name in names:
         console.print(f"{name}: {next(each.entry.settings for each in found if each.entry.who == name)}", markup=False)
 

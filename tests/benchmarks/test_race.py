@@ -119,9 +119,18 @@ def test_every_agent_has_trials_that_it_takes(agent: str) -> None:
         make_config(agent_class(agent), settings)
 
 
+def test_a_level_is_reached_on_the_line_between_two_marks() -> None:
+    curve = [0.1, 0.2, 0.2, 0.4]
+    assert race.seconds_until(0.15, (10, 20, 40), curve) == pytest.approx(5)
+    assert race.seconds_until(0.3, (10, 20, 40), curve) == pytest.approx(30)
+    assert race.seconds_until(0.1, (10, 20, 40), curve) == 0
+    assert race.seconds_until(0.41, (10, 20, 40), curve) is None
+
+
 def test_one_seed_is_printed_without_a_lead(capsys: pytest.CaptureFixture[str]) -> None:
     entries = [Racer(who, "speech", {}, 0, (1, 2), "m") for who in ("rloo", "trl-rloo")]
     race.print_table("speech", [race.RaceResult(each, np.array([0.25, 0.5]), 0.1) for each in entries])
     shown = capsys.readouterr().out
     assert "0.250" in shown
     assert "rloo - trl-rloo" not in shown
+    assert "rloo reaches the last J of trl-rloo, 0.500, after 2 s" in shown
