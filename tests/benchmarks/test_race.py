@@ -125,12 +125,16 @@ def test_a_level_is_reached_on_the_line_between_two_marks() -> None:
     assert race.seconds_until(0.3, (10, 20, 40), curve) == pytest.approx(30)
     assert race.seconds_until(0.1, (10, 20, 40), curve) == 0
     assert race.seconds_until(0.41, (10, 20, 40), curve) is None
+    assert race.seconds_until(0.1, (10, 20), [0.1, 0.0, 0.0]) == 0
 
 
 def test_one_seed_is_printed_without_a_lead(capsys: pytest.CaptureFixture[str]) -> None:
-    entries = [Racer(who, "speech", {}, 0, (1, 2), "m") for who in ("rloo", "trl-rloo")]
-    race.print_table("speech", [race.RaceResult(each, np.array([0.25, 0.5]), 0.1) for each in entries])
+    found = [
+        race.RaceResult(Racer(who, "speech", {}, 0, (10, 20), "m"), np.array(curve), 0.1)
+        for who, curve in (("rloo", [0.5, 0.25]), ("trl-rloo", [0.2, 0.3]))
+    ]
+    race.print_table("speech", found)
     shown = capsys.readouterr().out
     assert "0.250" in shown
     assert "rloo - trl-rloo" not in shown
-    assert "rloo reaches the last J of trl-rloo, 0.500, after 2 s" in shown
+    assert "rloo reaches the last J of trl-rloo, 0.300, after 5 s" in shown

@@ -15,6 +15,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return Folders(tmp_path_factory.mktemp("folders"))
 
 
+def test_every_difference_is_told() -> None:
+    recorded = {"a": 1.0, "b": [1, 2.0], "c": "x", "d": True}
+    now = {"a": 1.0 + 1e-9, "b": [1, 3.0], "c": ["x"], "e": 0}
+    assert [*differences(recorded, recorded)] == []
+    assert [*differences(recorded, now)] == [
+        "b[1]: recorded is 2.0, now it is 3.0",
+        "c: recorded is 'x', now it is ['x']",
+        "d: is gone",
+        "e: is new",
+    ]
+
+
 def test_every_kind_is_recorded() -> None:
     assert list(read("folders.json")) == list(KINDS)
 

@@ -289,8 +289,9 @@ def test_what_is_no_reward_model_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_control_token_that_nothing_writes_needs_no_embedding(tmp_path):
-    folder = save_reward_model(tmp_path / "model")
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_a_control_token_that_nothing_writes_needs_no_embedding(tmp_path, kind):
+    folder = save_reward_model(tmp_path / "model", kind)
     want = RewardModel(folder, device="cpu")(["a b"], ["c"])
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_special_tokens(["<image>"])

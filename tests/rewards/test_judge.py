@@ -181,11 +181,11 @@ def test_what_an_answer_holds():
     assert value_at({"a": "text"}, "a", "b") is None
 
 
-@pytest.mark.parametrize("how", ["echo097", "echo110", "echo401-245", "echo401-262", "echo401-240"])
+@pytest.mark.parametrize("how", ["echo097", "echo110", "echo401-245", "echo401-255", "echo401-240"])
 def test_no_part_of_the_key_is_shown_where_messages_are_cut(server, how):
     with pytest.raises(RewardError) as told:
         Scorer(judge(server, retries=0)).score(["life"], [how], {"answer": ["42"]})
-    assert "yyy" in str(told.value)
+    assert "yyyB" in str(told.value)
     assert KEY[:8] not in str(told.value)
 
 
