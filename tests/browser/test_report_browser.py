@@ -142,7 +142,7 @@ def test_a_chart_without_a_value_says_so_and_no_point_lies_on_its_edge(visit, tm
     draw_all(visited)
     charts = "[...document.querySelectorAll('.chart[data-chart=curve]')]"
     texts = visited.page.evaluate(f"{charts}.map(chart => chart.querySelector('.annotation-text').textContent)")
-    assert texts == ["No run has a value of this", "rloo"]
+    assert texts == ["No run has a value for this measure", "rloo"]
     # By hand: 0.04 below the least value and above 1.
     least, most = visited.page.evaluate(f"{charts}[1].layout.yaxis.range")
     assert (least, most) == (pytest.approx(-0.24), pytest.approx(1.04))

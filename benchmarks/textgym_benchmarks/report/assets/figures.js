@@ -119,7 +119,7 @@
     const range = (measure === "optimality" ? optimalityRange(entries) : padded(entries.flatMap((entry) => [...(entry.mean ?? []), ...(entry.low ?? []), ...(entry.high ?? [])]))) ?? [0, 1];
     const ends = entries.filter((entry) => known(entry.mean ?? []).length).map((entry) => ({ agent: entry.agent, name: data.agents[entry.agent].name + (entry.run && `, ${entry.run}`), value: known(entry.mean).at(-1) }));
     const margin = beside(ends), showticklabels = ends.length > 0 || !entries.length;
-    const annotations = showticklabels ? endNames(chart, ends, colours, range, margin) : [{ xref: "paper", yref: "paper", x: 0.5, y: 0.5, showarrow: false, text: "No run has a value of this", font: { size: 13, color: colours.soft } }];
+    const annotations = showticklabels ? endNames(chart, ends, colours, range, margin) : [{ xref: "paper", yref: "paper", x: 0.5, y: 0.5, showarrow: false, text: "No run has a value for this measure", font: { size: 13, color: colours.soft } }];
     return {
       data: traces,
       layout: layout(colours, { margin, annotations, xaxis: axis(colours, "", { nticks: 4, rangemode: "tozero", showticklabels }), yaxis: axis(colours, "", { nticks: 5, range, showticklabels }) }),
