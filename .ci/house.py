@@ -36,7 +36,7 @@ LAYERS = (
         "textgym.wrappers",
     ),
     ("textgym",),
-    ("textgym.play", "textgym.sampling", "textgym.solver", "textgym.users"),
+    ("textgym.parts", "textgym.play", "textgym.sampling", "textgym.solver", "textgym.users"),
     ("textgym.best_of_n", "textgym.estimates", "textgym.exploits", "textgym.optimum", "textgym.planning"),
     ("textgym.preferences", "textgym.evaluate"),
     ("textgym.bridges", "textgym.commands", "textgym.cli", "textgym.__main__"),

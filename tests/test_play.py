@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -204,8 +205,62 @@ def test_parts_of_a_block_draw_what_the_whole_draws(several: bool, monkeypatch: 
     assert max(fewer.rows) == 5
 
 
+class Breaks(Held):
+    """The same, and it is killed at its `last` call. It may be biased."""
+
+    def __init__(self, task: Any, last: int, bias: float = 0.0) -> None:
+        super().__init__(task, 7)
+        self.calls, self._last, self._bias = 0, last, bias
+
+    def log_probs(self, observation: Any) -> Any:
+        self.calls += 1
+        if self.calls == self._last:
+            raise KeyboardInterrupt
+        return super().log_probs(observation) + self._bias * np.arange(6.0)
+
+
+@pytest.mark.filterwarnings("ignore:reward 'pays' is nan")
+@pytest.mark.parametrize("several", [False, True])
+def test_a_sampling_that_was_broken_off_goes_on_to_the_same_bits(
+    several: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def pays(prompts: list[str], completions: list[str], **columns: Any) -> list[Any]:
+        return [None if "b" in text else float("nan" if "c" in text else len(text)) for text in completions]
+
+    task = word_task(reward=pays, on_error="skip")
+    reference = make_reference(task)
+    monkeypatch.setattr(sampling, "_BLOCK", 40)
+
+    def played(policy: Any, keep: Path | None = None) -> Any:
+        others = (reference,) if several else ()
+        return play(policy, task, per_prompt=48, seed=5, reference=reference, others=others, keep=keep)
+
+    whole, full = Breaks(task, 0), tmp_path / "full"
+    expected = played(whole)
+    assert expected.failures  # there is something of each kind to keep
+    assert same_episodes(played(Breaks(task, 0), full), expected)
+    assert not full.exists()
+    for last in (2, whole.calls // 2, whole.calls // 4):
+        with pytest.raises(KeyboardInterrupt):
+            played(Breaks(task, last), tmp_path / "kept")
+        assert (tmp_path / "kept").exists() == (last > 2)
+    again = Breaks(task, 0)
+    found = played(again, tmp_path / "kept")
+    assert same_episodes(found, expected)
+    assert (found.failures, found.answer_tokens) == (expected.failures, expected.answer_tokens)
+    assert list(found.terms) == list(expected.terms)
+    assert again.calls <= whole.calls * 3 / 4
+    assert not (tmp_path / "kept").exists()
+    # What another policy or another call has kept is not read.
+    with pytest.raises(KeyboardInterrupt):
+        played(Breaks(task, whole.calls - 1), tmp_path / "kept")
+    biased = [played(Breaks(task, 0, bias=0.5), keep) for keep in (None, tmp_path / "kept")]
+    assert same_episodes(*biased)
+    assert not same_episodes(biased[0], expected)
+
+
 @pytest.mark.parametrize("learns", [False, True])
-def test_a_reward_that_needs_a_whole_block_gets_it(learns: bool) -> None:
+def test_a_reward_that_needs_a_whole_block_gets_it(learns: bool, tmp_path: Path) -> None:
     sizes = []
 
     def pays(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
@@ -217,7 +272,8 @@ def test_a_reward_that_needs_a_whole_block_gets_it(learns: bool) -> None:
     task = word_task(reward=RunningNorm(pays) if learns else pays)
     assert not task.scorer.one_by_one
     policy = Held(task, 2)
-    play(policy, task, per_prompt=8)
+    play(policy, task, per_prompt=8, keep=tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
     assert policy.rows == set(sizes) == {8 * len(task.prompt_set("eval").texts)}
 
 

@@ -222,24 +222,23 @@ def draw_samples(
     split: str = "eval",
     each: int = 128,
     seed: int = 0,
+    keep: Path | None = None,
 ) -> Samples:
     """Play the reference and every proposal, and score each completion under all of them.
 
     Args:
         proposals: trained policies with `log_probs(observation)`.
-        each: completions that each policy writes to a prompt of `split`.
+        each: completions that each policy writes to a prompt of `split`. keep: see `play`.
     Raises: ValueError if a proposal has no log-probabilities.
     """
-    policies = [reference, *proposals]
-    # Not the completions that an evaluation of the same seed draws.
-    episodes = play(policies[0], task, split=split, per_prompt=each, seed=seed + _OWN_STREAM, others=policies[1:])
+    own = seed + _OWN_STREAM  # not the completions that an evaluation of the same seed draws
+    episodes = play(reference, task, split=split, per_prompt=each, seed=own, others=proposals, keep=keep)
     logs = episodes.log_probs  # (P, n, K)
-    mixture = np.logaddexp.reduce(logs, axis=-1) - math.log(len(policies)) if proposals else 0.0
+    mixture = np.logaddexp.reduce(logs, axis=-1) - math.log(1 + len(proposals))
+    weights = np.maximum(logs[..., 0] - mixture, _NEVER) if proposals else np.zeros_like(episodes.returns)
     return Samples(
         returns=_single(expected_returns(task, episodes)),
-        log_weights=_single(np.maximum(logs[..., 0] - mixture, _NEVER))
-        if proposals
-        else np.zeros_like(episodes.returns),
+        log_weights=_single(weights),
         weights=episodes.weights,
         each=each,
         maximum=greatest_return(task),

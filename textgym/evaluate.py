@@ -7,6 +7,8 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -110,6 +112,7 @@ def evaluate(
     per_prompt: int = 16,
     seed: int = 0,
     deterministic: bool = False,
+    keep: Path | None = None,
 ) -> EvaluationResult:
     """Evaluate a policy on a split's prompts, by enumeration if the task can be solved, else by sampling.
 
@@ -124,6 +127,7 @@ def evaluate(
         split: split of the prompts. per_prompt: completions per prompt.
         seed: seed of the sampling.
         deterministic: whether to take the most likely token instead of sampling.
+        keep: a folder for what it has played, see `textgym.sampling.play`.
     Returns: reward, gold, KL, J and optimality with their intervals.
     Raises: ValueError for an optimum of another beta or split, or of another reference if it is exact.
     Warns: TextGymWarning if J exceeds J* by more than both intervals: the estimate of J* was then too low.
@@ -134,14 +138,13 @@ def evaluate(
             f"optimum: it is of beta={optimum.beta} on {optimum.split!r}, allowed is beta={beta} on {split!r}"
         )
     if optimum is None:
-        optimum = optimum_of(task, reference=reference, beta=beta, split=split, seed=seed)
+        optimum = optimum_of(task, reference=reference, beta=beta, split=split, seed=seed, keep=keep)
     reference = make_reference(task) if reference is None else reference
     if optimum.solution is not None:
         _check_reference(reference, optimum.solution)
     known = None if optimum.solution is None else exact_values(policy, optimum.solution, deterministic)
-    episodes = play(
-        policy, task, split=split, per_prompt=per_prompt, seed=seed, reference=reference, deterministic=deterministic
-    )
+    sampled = partial(play, split=split, per_prompt=per_prompt, seed=seed, deterministic=deterministic)
+    episodes = sampled(policy, task, reference=reference, keep=keep)
     measured = _sampled(policy, task, episodes, beta, split, seed)
     if known is not None:
         measured |= _enumerated(task, known)

@@ -117,6 +117,7 @@ def optimum_of(
     split: str = "eval",
     per_prompt: int = 128,
     seed: int = 0,
+    keep: Path | None = None,
 ) -> Optimum:
     """Return J* and J of the reference, solved if possible, else estimated.
 
@@ -130,7 +131,7 @@ def optimum_of(
         reference: pi_ref; None takes the task's.
         beta: >= 0, reward units per nat; None takes the task's.
         per_prompt: completions of the reference and of each proposal per prompt, if J* is estimated; 0: no estimate.
-        seed: seed of the sampling.
+        seed: seed of the sampling. keep: a folder for what it has played, see `textgym.sampling.play`.
     Returns: J* is "not known" (`value` None) at beta = 0 without a solution, without samples, below 10 effective
     samples per prompt, and if for some prompts no completion was paid more than the others and either the reward
     declares no `maximum`, or these prompts weigh more than a tenth.
@@ -156,7 +157,7 @@ def optimum_of(
     if per_prompt == 0:
         return Optimum(None, None, beta, split, unknown="0 completions a prompt were asked for to estimate it")
     policy = make_reference(task) if reference is None else reference
-    drawn = draw_samples(task, policy, proposals, split=split, each=per_prompt, seed=seed)
+    drawn = draw_samples(task, policy, proposals, split=split, each=per_prompt, seed=seed, keep=keep)
     return estimated(drawn, beta, split, seed)
 
 

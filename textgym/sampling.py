@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from textgym.checks import MOST_ROWS, Bools, Floats, Ints, check_count, equal_parts
 from textgym.lm.reference import Observation, Reference, checked_actions, checked_shape, restricted
+from textgym.parts import Arrays, KeptParts, Part
 from textgym.play import LogProbs, Turn, draw, play_batch
 from textgym.rewards.scorer import scorers_restored
 from textgym.task import Task
@@ -25,7 +30,6 @@ _BLOCK = 512  # rows that draw from one stream
 _AT_ONCE = 2**24  # log-probabilities of the rows that are played at once; about nine arrays of them are
 _ROUNDING = 1e-4  # by which probabilities of one state may miss 1
 _LOG = logging.getLogger(__name__)
-Arrays = dict[str, NDArray[Any]]
 
 
 class Policy(Protocol):
@@ -127,6 +131,7 @@ def play(
     reference: Reference | None = None,
     deterministic: bool = False,
     others: Sequence[Policy] = (),
+    keep: Path | None = None,
 ) -> PromptEpisodes:
     """Sample `per_prompt` completions of prompts of a split.
 
@@ -146,12 +151,15 @@ def play(
         deterministic: take the likeliest token instead of drawing.
         others: more policies with log-probabilities; each writes `per_prompt` completions too, behind `policy`'s.
             KL and entropy are those of the policy that wrote; `log_probs` has all of them.
+        keep: a folder for the parts that have been played, which is removed at the end. If a call was broken off, the
+            same call goes on from them, to the same bits. None: nothing is kept. Neither is anything kept for a policy
+            that acts by itself or searches, or for a reward that compares completions or learns.
     Raises: ValueError if `per_prompt` is not in 1..MOST_ROWS, `seed` is below 0, a prompt is not there, one of several
         policies has no log-probabilities, or what a policy says is of another shape, NaN or +inf.
     """
     check_count("per_prompt", per_prompt, 1, MOST_ROWS)
     check_count("seed", seed, 0)
-    prompts, policies, scorer = task.prompt_set(split), [policy, *others], task.scorer
+    prompts, policies = task.prompt_set(split), [policy, *others]
     places, weights = np.arange(len(prompts.texts)), np.asarray(prompts.weights)
     if prompt_index is not None:
         places = _places(np.asarray(prompt_index), len(prompts.texts))
@@ -160,29 +168,48 @@ def play(
     numbers = np.tile(np.repeat(np.arange(len(policies)), per_prompt), len(places))
     generator = np.random.default_rng([seed, 3])
     writers = _Writers(policies, reference, deterministic, generator, task.vocabulary.allowed)
-    before, tokens = scorer.failures.copy(), scorer.tokens
-    readers: list[object] = [getattr(each, "policy", each) for each in (*policies, reference)]
-    cached = [each for each in readers if isinstance(each, CachedPolicy)]
-    most, parts = _rows_at_once(task, len(policies), cached), []
-    with scorers_restored(scorer):
-        for start in range(0, len(rows), _BLOCK):
-            block = slice(start, start + _BLOCK)
-            writers.start(numbers[block])
-            for part in equal_parts(len(rows[block]), most):
-                _LOG.info("sampling answers, %d of %d", start + part.start, len(rows))
-                parts.append(_play_part(writers, task, split, rows[block][part], part))
-        failures = dict(scorer.failures - before)
-    for each in cached:
-        each.forget()
-    arrays, terms = (_concatenated(column, len(places)) for column in zip(*parts, strict=True))
+    parts = _played(writers, task, split, rows, numbers, seed, keep)
+    arrays, terms = (_concatenated(each, len(places)) for each in ([p.arrays for p in parts], [p.terms for p in parts]))
+    failures: Counter[str] = sum((Counter(part.facts["failures"]) for part in parts), Counter())
     return PromptEpisodes(
         **arrays,
         terms=terms,
         weights=weights,
         prompts=tuple(prompts.texts[place] for place in places),
-        failures=failures,
-        answer_tokens=(scorer.tokens - tokens - int(arrays["lengths"].sum())) / len(rows),
+        failures=dict(failures),
+        answer_tokens=(sum(p.facts["tokens"] for p in parts) - int(arrays["lengths"].sum())) / len(rows),
     )
+
+
+def _played(
+    writers: _Writers, task: Task, split: str, rows: Ints, numbers: Ints, seed: int, keep: Path | None
+) -> list[Part]:
+    """Play the prompts `rows` (B,), each written by the policy of that number (B,), in blocks and their parts."""
+    readers: list[object] = [getattr(each, "policy", each) for each in (*writers.policies, writers.reference)]
+    cached = [each for each in readers if isinstance(each, CachedPolicy)]
+    most, signs, parts = _rows_at_once(task, len(writers.policies), cached), None, list[Part]()
+    with scorers_restored(task.scorer):
+        if keep is not None:
+            signs = _signs(writers, task, split, rows, most, seed)
+            for each in cached:
+                each.forget()
+        kept = KeptParts(keep if signs else None, signs or "")
+        for start in range(0, len(rows), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            writers.start(numbers[block])
+            for part in equal_parts(len(rows[block]), most):
+                first = start + part.start
+                found = kept.read(first)
+                if found is None:
+                    _LOG.info("sampling answers, %d of %d", first, len(rows))
+                    found = _play_part(writers, task, split, rows[block][part], part)
+                    kept.write(first, found)
+                writers.draw(found.facts["times"])
+                parts.append(found)
+    for each in cached:
+        each.forget()
+    kept.clear()
+    return parts
 
 
 def _places(prompt_index: Ints, count: int) -> Ints:
@@ -229,12 +256,21 @@ class _Writers:
         self.kl = np.full(count, np.nan if self.reference is None else 0.0)
         self.log_probs = np.zeros((count, len(self.policies) if several else 0))
 
+    def draw(self, times: int) -> None:
+        """Draw the uniforms of the block up to a time: of all its rows, so that parts draw what the whole would."""
+        while len(self._uniforms) < times:
+            self._uniforms.append(self.generator.random(len(self._block)))
+
+    @property
+    def times(self) -> int:
+        """How many times have been drawn."""
+        return len(self._uniforms)
+
     def choose(self, turn: Turn) -> Ints:
         """Return the next tokens of the running rows."""
         asked = [policy.log_probs(copied(turn.observation)) for policy in self.policies]
         tables = [logs for logs in asked if logs is not None]
-        if turn.time == len(self._uniforms):  # of all rows of the block, so that parts draw what the whole would
-            self._uniforms.append(self.generator.random(len(self._block)))
+        self.draw(turn.time + 1)
         uniforms = self._uniforms[turn.time][self._part]
         if not tables and len(asked) == 1:
             return self._act(turn)
@@ -306,8 +342,30 @@ def copied(observation: Observation) -> Observation:
     return {name: array.copy() for name, array in observation.items()}
 
 
-def _play_part(writers: _Writers, task: Task, split: str, places: Ints, part: slice) -> tuple[Arrays, Arrays]:
+def _signs(writers: _Writers, task: Task, split: str, rows: Ints, most: int, seed: int) -> str | None:
+    """Return a digest of a sampling: how it plays, and what every policy says of the first states.
+
+    None where one says nothing, or searches, or a score depends on more than the text.
+    """
+    if not task.scorer.one_by_one:
+        return None
+    env = batch_env(task, min(len(rows), 8), split)
+    observation, _ = env.reset(seed=seed, options={"prompt_index": rows[: env.num_envs]})
+    env.close()
+    digest = hashlib.sha256(json.dumps([split, seed, writers.deterministic, most, rows.tolist()]).encode())
+    for policy in (*writers.policies, *([] if writers.reference is None else [writers.reference])):
+        searches = isinstance(policy, SearchingPolicy) and policy.plans
+        logs = None if searches else policy.log_probs(copied(observation))
+        if logs is None:
+            return None
+        digest.update(np.asarray(logs).tobytes())
+    return digest.hexdigest()
+
+
+def _play_part(writers: _Writers, task: Task, split: str, places: Ints, part: slice) -> Part:
     """Return the fields of `PromptEpisodes` that are arrays, and the reward terms, of a part (B,) of a block."""
+    scorer = task.scorer
+    before, scored = scorer.failures.copy(), scorer.tokens
     env = batch_env(task, len(places), split)
     observation, _ = env.reset(seed=writers.seed + part.start, options={"prompt_index": places})
     writers.start_part(part)
@@ -327,7 +385,8 @@ def _play_part(writers: _Writers, task: Task, split: str, places: Ints, part: sl
         "tokens": tokens,
         "log_probs": writers.log_probs,
     }
-    return arrays, played.final.terms
+    facts = {"failures": scorer.failures - before, "tokens": scorer.tokens - scored, "times": writers.times}
+    return Part(arrays, played.final.terms, facts)
 
 
 def _concatenated(parts: Sequence[Arrays], prompts: int) -> Arrays:

@@ -43,7 +43,7 @@ class PlayFlags:
     seed: int | None = None
     """Seed of the drawn prompt."""
     split: str = "train"
-    """Split that the prompt is drawn from: train or eval."""
+    """Split that the prompt is drawn from: train, eval, or tune where the task has it."""
     top: int = 10
     """Number of the reference's most likely tokens to show."""
     env: EnvOptions = ()

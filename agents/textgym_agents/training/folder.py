@@ -60,6 +60,7 @@ class RunFolder:
         if not _is_held(path / _LOCK):  # who is at work on it may be replacing it at this moment
             recover_folder(self.checkpoint)
         self.curve = path / "curve.png"
+        self.sampling = path / "sampling"
         self._trackers: Trackers | None = None
         self._samples: list[JsonObject] = []  # that no tracker was given yet
 

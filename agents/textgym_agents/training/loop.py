@@ -309,6 +309,7 @@ class Training:
             beta=self.beta,
             split=self._settings.split,
             per_prompt=self._settings.optimum_per_prompt,
+            keep=None if self._folder is None else self._folder.sampling,
         )
 
     def _evaluate_last(self, folder: RunFolder, watcher: Watcher) -> EvaluationResult:
@@ -334,6 +335,7 @@ class Training:
                 split=self._settings.split,
                 per_prompt=per_prompt,
                 seed=self._seed,
+                keep=None if self._folder is None else self._folder.sampling,
             )
 
     def _record(
