@@ -17,7 +17,7 @@ from cli_tools import child
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "exact.md"
-BLOCK = re.compile(r"```(python|sh)\n(.*?)```\n\n```text\n(.*?)```\n", re.DOTALL)
+BLOCK = re.compile(r"```(python|sh)\n((?:(?!```).)*)```\n\n```text\n(.*?)```\n", re.DOTALL)
 
 
 def trimmed(text: str) -> list[str]:
