@@ -42,7 +42,7 @@ Subject = Literal["single", "vector", "import", "rollout", "ppo", "memory", "rew
 Function = Callable[[], object]
 
 _IDS: Final = ("textgym/Text-v0", "textgym/Helpful-v0")
-_BATCH, _NEW = 64, 48  # episodes and tokens of `rollout` and `ppo`
+_NATIVE: Final = partial(gym.make_vec, vectorization_mode="vector_entry_point")
 _KINDS: Final[Mapping[KL, float]] = {"exact": 2.0, "k1": 1.8}  # goals of `ppo`
 _COMPLETIONS, _CHARACTERS = 1024, 40  # of a batch of `rewards`
 _LETTERS, _LENGTH = 10, 6  # of `solver`: 1,222,222 states
@@ -71,7 +71,6 @@ _REWARDS: Final[Mapping[str, tuple[RewardSpec, str | None]]] = {
     "weighted, 3 terms": ({"name": "weighted", "rewards": {name: name for name in _TERMS}}, None),
     "from_messages, length": ({"name": "from_messages", "reward": "length"}, None),
 }
-_WITH_GOAL: Final = ("length", "contains_all", "keywords", "pattern")
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,10 @@ class Speed:
     """Torch threads for these two; with more than one, wall time is measured."""
     rounds: int = 7
     """Number of pairs per measurement; medians are reported."""
+    steps: int = 20_480
+    """Steps of a run of `single`; one of `vector` makes ten times as many in all its environments together."""
+    tokens: int = 48
+    """New tokens of a sequence of `rollout` and `ppo`."""
     only: tuple[str, ...] = ()
     """Prefix of the names of the rewards to measure; by default all."""
     as_json: bool = False
@@ -134,10 +137,9 @@ def _seconds(function: Function, repeat: int, clock: Callable[[], float]) -> flo
 
 def single(settings: Speed) -> Iterator[Row]:
     """Time one environment through `gym.make`, random actions, the text scored by a rule at every end."""
-    steps = 20_000
     for name in _IDS:
-        pair = time_pair(_walk(name, steps), _walk("CartPole-v1", steps), settings.rounds)
-        yield _rate(f"{name}, steps/s (peer: CartPole-v1)", steps, pair, 3.0)
+        pair = time_pair(_walk(name, settings.steps), _walk("CartPole-v1", settings.steps), settings.rounds)
+        yield _rate(f"{name}, steps/s (peer: CartPole-v1)", settings.steps, pair, 3.0)
 
 
 def _walk(name: str, steps: int) -> Function:
@@ -158,19 +160,17 @@ def _walk(name: str, steps: int) -> Function:
 def vector(settings: Speed) -> Iterator[Row]:
     """Time the native vector environment beside CartPole's, random actions, texts decoded and scored at every end."""
     for number, goals in ((64, (0.8, 0.8)), (1024, (0.4, 0.3))):
-        steps = max(200, 200_000 // number)
+        steps = 10 * settings.steps // number
         for (name, goal), copy in product(zip(_IDS, goals, strict=True), (True, False)):
             ours = _walk_vector(_NATIVE(name, number, copy=copy), steps)
             pair = time_pair(ours, _walk_vector(_NATIVE("CartPole-v1", number), steps), settings.rounds)
             what = f"{number} x {name}{'' if copy else ', copy=False'}, steps/s (peer: CartPole-v1's own)"
             yield _rate(what, steps * number, pair, goal)
     asked = _NATIVE(_IDS[0], 64, responder=lambda said: ["Why?"] * len(said), turns=2, turn_tokens=20)
-    two, one = (_walk_vector(env, 2000) for env in (asked, _NATIVE(_IDS[0], 64, max_new_tokens=40)))
+    steps = settings.steps // 10
+    two, one = (_walk_vector(env, steps) for env in (asked, _NATIVE(_IDS[0], 64, max_new_tokens=40)))
     pair = time_pair(two, one, settings.rounds)
-    yield _rate(f"64 x {_IDS[0]}, two turns of 20, steps/s (peer: one turn of 40)", 2000 * 64, pair, 0.6)
-
-
-_NATIVE: Final = partial(gym.make_vec, vectorization_mode="vector_entry_point")
+    yield _rate(f"64 x {_IDS[0]}, two turns of 20, steps/s (peer: one turn of 40)", steps * 64, pair, 0.6)
 
 
 def _walk_vector(env: VectorEnv, steps: int) -> Function:
@@ -203,18 +203,19 @@ def rollout(settings: Speed) -> Iterator[Row]:
     """Time sampling through `env.step` beside `model.generate`, same model, batch and length."""
     from textgym_agents.lm.rollout import collect
 
-    for batch, goal in ((16, 2.0), (_BATCH, 2.5), (256, 2.0)):
+    for batch, goal in ((16, 2.0), (64, 2.5), (256, 2.0)):
         agent, env, generate, _ = _on_model(settings, "exact", batch)
         pair = time_pair(partial(collect, env, agent.policy, 0, ()), generate, settings.rounds, _clock(settings))
-        yield _rate(f"tokens/s at batch {batch} through env.step (peer: model.generate)", batch * _NEW, pair, goal)
+        number = batch * settings.tokens
+        yield _rate(f"tokens/s at batch {batch} through env.step (peer: model.generate)", number, pair, goal)
 
 
 def ppo(settings: Speed) -> Iterator[Row]:
     """Time a PPO iteration beside `model.generate` for its batch, with both KLs, and one plain pass over that batch."""
     for kl, goal in _KINDS.items():
         agent, env, generate, passes = _on_model(settings, kl)
-        pair = time_pair(partial(agent.learn, env, _BATCH), generate, settings.rounds, _clock(settings))
-        what = f"PPO iteration, {_BATCH} episodes, 4 epochs, kl={kl}, in units of model.generate"
+        pair = time_pair(partial(agent.learn, env, env.num_envs), generate, settings.rounds, _clock(settings))
+        what = f"PPO iteration, {env.num_envs} episodes, 4 epochs, kl={kl}, in units of model.generate"
         yield Row(what, f"{pair.first:.3f} s", f"{pair.second:.3f} s", pair.ratio, f"<= {goal}", pair.ratio <= goal)
     pair = time_pair(passes, generate, settings.rounds, _clock(settings))
     what = "forward and backward pass of the plain model over the same, in units of model.generate"
@@ -225,7 +226,7 @@ def _clock(settings: Speed) -> Callable[[], float]:
     return time.process_time if settings.threads == 1 else time.perf_counter
 
 
-def _on_model(settings: Speed, kl: KL, batch: int = _BATCH) -> tuple[LMPPO, TokenVectorEnv, Function, Function]:
+def _on_model(settings: Speed, kl: KL, batch: int = 64) -> tuple[LMPPO, TokenVectorEnv, Function, Function]:
     """Return LM PPO with Text-v0 on prompts of 17 tokens, and `generate` and one plain pass over as many sequences."""
     import torch
     from textgym_agents.algorithms.ppo import LMPPO
@@ -240,14 +241,14 @@ def _on_model(settings: Speed, kl: KL, batch: int = _BATCH) -> tuple[LMPPO, Toke
         tokenizer=AutoTokenizer.from_pretrained(settings.model),
         prompts=["Once upon a time, there was a little girl named Lily. She"],
         stop=(),  # every episode has all its tokens, as `generate` below
-        max_new_tokens=_NEW,
+        max_new_tokens=settings.tokens,
         reference=str(settings.model),
     )
     env = TokenVectorEnv(task, batch, autoreset_mode=AutoresetMode.DISABLED)
     lm = load_causal_lm(settings.model)
     config = LMPPOConfig(batch=batch, epochs=4, minibatches=1, device="cpu", kl=kl)
     ids = torch.tensor([task.encoded("train")[0].ids]).repeat(batch, 1)
-    length = {"max_new_tokens": _NEW, "min_new_tokens": _NEW, "top_k": 0}
+    length = {"max_new_tokens": settings.tokens, "min_new_tokens": settings.tokens, "top_k": 0}
     sampling = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0, "do_sample": True}
 
     @torch.no_grad()
@@ -255,7 +256,7 @@ def _on_model(settings: Speed, kl: KL, batch: int = _BATCH) -> tuple[LMPPO, Toke
         return lm.generate(ids, **sampling, **length)  # type: ignore[operator]
 
     def passes() -> None:
-        lm(torch.nn.functional.pad(ids, (0, _NEW))).logits.log_softmax(-1)[..., 0].mean().backward()
+        lm(torch.nn.functional.pad(ids, (0, settings.tokens))).logits.log_softmax(-1)[..., 0].mean().backward()
 
     return LMPPO(task, config, model=lm), env, generate, passes
 
@@ -321,7 +322,7 @@ def rewards(settings: Speed) -> Iterator[Row]:
         own = {name: columns[name] for name in ("completion_ids", column) if name is not None}
         alone = partial(make_reward(spec), prompts=prompts, completions=texts, **own)
         pair = time_pair(partial(Scorer(spec).score, prompts, texts, own), alone, settings.rounds)
-        has_goal = what.startswith(_WITH_GOAL) and "penalty" not in what
+        has_goal = what.startswith(("length", "contains_all", "keywords", "pattern")) and "penalty" not in what
         goal, reached = (">= 200,000/s", _COMPLETIONS / pair.first >= 200_000) if has_goal else ("", None)
         ours, peer = (f"{_COMPLETIONS / seconds:,.0f}" for seconds in (pair.first, pair.second))
         yield Row(f"reward {what}, completions/s (peer: without the Scorer)", ours, peer, 1 / pair.ratio, goal, reached)
@@ -329,8 +330,7 @@ def rewards(settings: Speed) -> Iterator[Row]:
 
 def make_batch() -> tuple[list[str], list[str], dict[str, list[object]]]:
     """Return prompts, completions and columns for the rewards, always the same ones."""
-    generator = np.random.default_rng(0)
-    vocabulary, texts = _TEXT.split(), []
+    generator, vocabulary, texts = np.random.default_rng(0), _TEXT.split(), []
     for _ in range(_COMPLETIONS):
         words: list[str] = []
         while sum(map(len, words)) + len(words) < _CHARACTERS:

@@ -6,6 +6,7 @@ import io
 import time
 
 import pytest
+from core_tools import STORIES, needs_stories
 from rich.console import Console
 from textgym_benchmarks import speed
 from textgym_benchmarks.speed import Row, Speed, as_table, measure, time_pair
@@ -21,6 +22,45 @@ def test_a_pair_by_hand():
 def test_one_thread_is_timed_by_its_own_seconds_and_several_by_the_wall_clock():
     assert speed._clock(Speed(("ppo",))) is time.process_time
     assert speed._clock(Speed(("ppo",), threads=2)) is time.perf_counter
+
+
+def rows_of(*subjects, **settings):
+    rows = measure(Speed(subjects, rounds=1, **settings))
+    assert all(row.ratio > 0 for row in rows)
+    assert all(float(number.removesuffix(" s").replace(",", "")) > 0 for row in rows for number in (row.ours, row.peer))
+    assert all(row.reached is None if row.goal == "" else isinstance(row.reached, bool) for row in rows)
+    return [(row.what.partition(" (peer")[0], row.goal) for row in rows]
+
+
+@pytest.mark.slow
+def test_one_environment_beside_cartpole():
+    names = ("textgym/Text-v0", "textgym/Helpful-v0")
+    assert rows_of("single", steps=100) == [(f"{name}, steps/s", ">= 3.00") for name in names]
+
+
+@pytest.mark.slow
+def test_vector_environments_beside_cartpoles():
+    goals = {("64", "Text"): 0.8, ("64", "Helpful"): 0.8, ("1024", "Text"): 0.4, ("1024", "Helpful"): 0.3}
+    expected = [
+        (f"{number} x textgym/{name}-v0{copy}, steps/s", f">= {goal:.2f}")
+        for (number, name), goal in goals.items()
+        for copy in ("", ", copy=False")
+    ]
+    turns = ("64 x textgym/Text-v0, two turns of 20, steps/s", ">= 0.60")
+    assert rows_of("vector", steps=410) == [*expected, turns]
+
+
+@needs_stories
+@pytest.mark.long
+def test_sampling_and_ppo_beside_generate():
+    goals = {16: 2.0, 64: 2.5, 256: 2.0}
+    sampling = [(f"tokens/s at batch {batch} through env.step", f">= {goal:.2f}") for batch, goal in goals.items()]
+    iterations = [
+        (f"PPO iteration, 64 episodes, 4 epochs, kl={kl}, in units of model.generate", f"<= {goal}")
+        for kl, goal in (("exact", 2.0), ("k1", 1.8))
+    ]
+    passes = ("forward and backward pass of the plain model over the same, in units of model.generate", "")
+    assert rows_of("rollout", "ppo", model=STORIES, tokens=2) == [*sampling, *iterations, passes]
 
 
 def test_rewards_of_a_name_alone_and_scored():
