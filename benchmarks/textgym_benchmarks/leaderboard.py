@@ -11,6 +11,7 @@ them; `table` rewrites docs/leaderboard.md. The first two resume an interrupted 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -314,12 +315,27 @@ def check(flags: OmitArgPrefixes[EntryFlags]) -> None:
     check_seeds(found.claim, seeds)
     rerun = attempt(flags, seeds)
     _write(flags.entry, replace(found, rerun=rerun))
-    print(f"{flags.entry}: reproduces: {_told(rerun, flags.challenge)}")
+    print(f"{flags.entry}: reproduces: {_told(rerun, flags.challenge, found.claim)}")
 
 
-def _told(ran: Attempt, asked: Challenge) -> str:
+def _told(ran: Attempt, asked: Challenge, *before: Attempt) -> str:
     time = f"CPU time to {asked.level} in units of {asked.unit}'s {time_shown(ran)}"
-    return f"optimality {interval(ran.score, 3)} after {asked.episodes:,} episodes, {time}"
+    seconds = f"CPU seconds to {asked.level} by seed: {seconds_shown(ran, *before)}"
+    return f"optimality {interval(ran.score, 3)} after {asked.episodes:,} episodes, {time}\n{seconds}"
+
+
+def seconds_shown(ran: Attempt, *before: Attempt) -> str:
+    """Return the CPU seconds of an entry to the level, seed by seed, and their median.
+
+    Args: ran: its attempt. before: others, which count where they have its source and machine.
+    """
+    place = ran.machine, ran.versions["source"]
+    alike = [each for each in (*before, ran) if (each.machine, each.versions["source"]) == place]
+    seconds = {own.seed: math.inf if own.seconds is None else own.seconds for each in alike for own in each.entry}
+    shown = [
+        "never" if math.isinf(each) else f"{each:.1f}" for each in (*seconds.values(), np.median([*seconds.values()]))
+    ]
+    return f"{', '.join(f'{seed}: {each}' for seed, each in zip(seconds, shown, strict=False))}; median {shown[-1]}"
 
 
 def time_shown(ran: Attempt) -> str:

@@ -1,4 +1,4 @@
-"""The leaderboard: what an entry is, what it comes to, what a rerun refuses, and the page."""
+"""The leaderboard: what an entry is, what it comes to, and what a rerun refuses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,14 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.entry_tools import Write, attempt_of, entry_writer
 from scipy.stats import t
 from textgym_benchmarks.leaderboard import (
     CHECK_SEED,
     HELPFUL,
-    PAGE,
-    Attempt,
     Challenge,
-    Claimed,
     EntryFlags,
     SeedOutcome,
     check,
@@ -33,6 +31,7 @@ from textgym_benchmarks.leaderboard import (
     page,
     read_claim,
     run,
+    seconds_shown,
     time_shown,
 )
 from textgym_benchmarks.results.rows import settled
@@ -49,25 +48,11 @@ TINY = Challenge(
     seeds=2,
     evaluation=Evaluation(4, 1, 1, optimum_per_prompt=0, samples=0),
 )
-Write = Callable[..., Path]
 
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
-    """Write the file of an entry, whose module is forgotten in the end."""
-    monkeypatch.setattr(sys, "path", [*sys.path])
-
-    def written(name: str, code: str = "", **entry: object) -> Path:
-        said = {"agent": "Own", "author": "Ada", "date": "2026-11-27", "description": "A tilt"} | entry
-        own = "from benchmarks.fake_entries import Tilt\n\n\nclass Own(Tilt):\n    name = 'own'\n\n\n"
-        path = tmp_path / f"{name}.py"
-        path.write_text(code or f"{own}ENTRY = {said!r}\n")
-        return path
-
-    yield written
-    for path in tmp_path.glob("*.py"):
-        if str(getattr(sys.modules.get(path.stem), "__file__", "")) == str(path):
-            del sys.modules[path.stem]
+    yield from entry_writer(tmp_path, monkeypatch)
 
 
 def flags(path: Path, seeds: int = 2) -> EntryFlags:
@@ -84,19 +69,6 @@ def optimality(strength: float) -> float:
         return float(probs @ rewards - 0.1 * probs @ np.log(32 * probs))
 
     return (objective(strength) - objective(0)) / (objective(1) - objective(0))
-
-
-def attempt_of(
-    scores: Sequence[float], own: Sequence[float | None], unit: Sequence[float | None] = (), first: int = 0
-) -> Attempt:
-    units = list(unit) or [10.0] * len(scores)
-    return Attempt(
-        "2026-11-27",
-        "two cores",
-        {"source": "0123456789ab"},
-        tuple(SeedOutcome(first + seed, *pair) for seed, pair in enumerate(zip(scores, own, strict=True))),
-        tuple(SeedOutcome(first + seed, 0.9, each) for seed, each in enumerate(units)),
-    )
 
 
 def test_a_level_is_reached_at_the_first_of_two_marks_in_a_row() -> None:
@@ -135,6 +107,17 @@ def test_the_ratio_is_paired_and_a_seed_that_never_got_there_is_told() -> None:
     assert missed.ratio.value is None
     assert missed.missed == 1
     assert time_shown(missed) == "not reached 1 of 3, unit not reached 1 of 3"
+
+
+def test_seconds_to_the_level_are_told_seed_by_seed_with_their_median() -> None:
+    ran = attempt_of([0.9] * 3, [20.04, 10.0, 33.0], first=1000)
+    assert seconds_shown(ran) == "1000: 20.0, 1001: 10.0, 1002: 33.0; median 20.0"
+    before = attempt_of([0.9] * 3, [30.0, None, 40.0])
+    shown = "0: 30.0, 1: never, 2: 40.0, 1000: 20.0, 1001: 10.0, 1002: 33.0; median 31.5"
+    assert seconds_shown(ran, before) == shown  # (30 + 33) / 2
+    for place in ({"machine": "another"}, {"versions": {"source": "of another day"}}):
+        assert seconds_shown(ran, replace(before, **place)) == seconds_shown(ran)
+    assert seconds_shown(attempt_of([0.9] * 3, [None, 1.0, None])).endswith("; median never")
 
 
 def test_a_rerun_that_is_worse_by_more_than_chance_is_refused() -> None:
@@ -188,7 +171,9 @@ def test_an_entry_runs_claims_and_reproduces(write: Write, capsys: pytest.Captur
     assert [each.seed for each in found.claim.entry] == [0, 1]
     assert found.claim.optimality == pytest.approx([optimality(0.8), optimality(0.8 * 0.99)])
     assert [each.optimality for each in found.claim.unit] == pytest.approx([optimality(0.9), optimality(0.9 * 0.99)])
-    assert f"optimality {found.claim.score.value:.3f} [" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"optimality {found.claim.score.value:.3f} [" in shown
+    assert f"CPU seconds to 0.9 by seed: {seconds_shown(found.claim)}\n" in shown
     # Its marks are at a quarter, a half, three quarters and all of its strength.
     marks = [optimality(0.8 * share) for share in (0, 0.25, 0.5, 0.75, 1)]
     cells = [json.loads(path.read_text()) for path in (entry.parent / "out").glob("cells/*own*/result.json")]
@@ -223,6 +208,7 @@ def test_an_entry_runs_claims_and_reproduces(write: Write, capsys: pytest.Captur
     assert rerun is not None
     assert [each.seed for each in rerun.entry] == [CHECK_SEED, CHECK_SEED + 1]
     assert rerun.optimality == pytest.approx(found.claim.optimality)
+    assert f"CPU seconds to 0.9 by seed: {seconds_shown(rerun, claim)}\n" in capsys.readouterr().out
     with entry.open("a") as file:
         file.write("# another version\n")
     with pytest.raises(ValueError, match=r"steady_entry\.json: is of another version of steady_entry\.py"):
@@ -331,83 +317,3 @@ def test_too_few_seeds_and_a_folder_without_entries_are_refused(write: Write, tm
             read_claim(path)
     with pytest.raises(ValueError, match="holds no entry"):
         page(tmp_path / "none")
-
-
-def test_the_committed_page_is_made_from_the_committed_claims(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    assert page() == PAGE.read_text(encoding="utf-8")
-
-
-def test_the_entries_and_the_page_s_example_can_be_read(write: Write) -> None:
-    for name in ("lm_ppo", "rloo"):
-        assert read_entrant(ROOT / "benchmarks" / "entries" / f"{name}.py").settings == HELPFUL.unit_settings
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / PAGE).read_text(encoding="utf-8"), re.DOTALL)
-    assert read_entrant(write("one_pass", example)).agent == "one_pass:OnePass"
-
-
-@pytest.mark.parametrize(
-    ("part", "change", "message"),
-    [
-        ("rerun", {"entry": {"optimality": 0.5}}, "does not reproduce: optimality: claimed 0.850, rerun 0.500"),
-        ("rerun", {"entry": {"seed": 3}, "unit": {"seed": 3}}, "allowed are different ones"),
-        ("rerun", None, "the claim has seed 0, too"),
-        ("rerun", {"entry": {"seconds": -36.67}}, "seconds=-36.67: allowed is a finite number"),
-        ("rerun", {"unit": {"seconds": 0}}, "seconds=0: allowed is a finite number"),
-        ("claim", {"entry": {"optimality": None}}, "optimality=None: allowed is a finite number"),
-        ("claim", {"entry": {"optimality": "0.9"}}, "optimality='0.9': allowed is a finite number"),
-        ("claim", {"unit": {"seed": -1}}, "seed=-1: allowed is an integer >= 0"),
-        ("claim", {"versions": {"python": "3.12"}}, "versions={'python': '3.12'}: allowed are texts"),
-        ("claim", {"machine": 7}, "machine=7"),
-        ("claim", {"started": 5}, "started=5: allowed is a date"),
-    ],
-)
-def test_no_page_is_made_of_a_claim_that_check_would_refuse(
-    write: Write, part: str, change: dict[str, Any] | None, message: str
-) -> None:
-    path = write("edited")
-    source = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    claim, rerun = (attempt_of([0.85] * 5, [10.0] * 5, first=first) for first in (0, 1000))
-    found = Claimed(read_entrant(path), source, json.loads(json.dumps(asdict(HELPFUL))), claim, rerun)
-    data = json.loads(json.dumps({"format": 1, **asdict(found)}))
-    for name, value in (change or {}).items():
-        for row in data[part][name] if name in ("entry", "unit") else ():
-            row |= value
-        if name not in ("entry", "unit"):
-            data[part][name] = value
-    if change is None:
-        data["rerun"] = data["claim"]
-    path.with_suffix(".json").write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=rf"edited\.json.*{re.escape(message)}"):
-        page(path.parent)
-
-
-def test_the_page_ranks_shows_who_missed_and_keeps_text_text(write: Write) -> None:
-    modest = attempt_of([0.85] * 5, [25.0] * 5)
-    reruns = {
-        "slow": attempt_of([0.95] * 5, [20.0] * 5, first=1000),
-        "fast": attempt_of([0.93] * 5, [5.0] * 5, first=1000),
-        "short": attempt_of([0.91, 0.85, 0.88, 0.88, 0.88], [5.0, None, 5.0, 5.0, 5.0], first=1000),
-        "unchecked": None,
-    }
-    for name, rerun in reruns.items():
-        path = write(name, author="A|<b>")
-        entrant = read_entrant(path)
-        source = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-        found = Claimed(entrant, source, json.loads(json.dumps(asdict(HELPFUL))), modest, rerun)
-        path.with_suffix(".json").write_text(json.dumps({"format": 1, **asdict(found)}))
-    write("waiting")
-    shown = page(path.parent)
-    by_time, by_score = (re.findall(r"^\| (\S+) \| \[`(\w+)`\].*$", part, re.MULTILINE) for part in halves(shown))
-    assert by_time == [("1", "fast"), ("2", "slow"), ("\u2013", "short")]
-    assert by_score == [("1", "slow"), ("2", "fast"), ("3", "short")]
-    assert "| A\\|\\<b\\> | 2026-11-27 | 2.00 | 2.50 | A tilt |" in shown
-    assert "| not reached 1 of 5 | 2.50 |" in shown
-    assert re.search(r"\| 0\.880 \[0\.\d+, 0\.\d+\] \| 0\.850, 0\.910 \| 0\.850 \|", shown)
-    assert re.search(r"let pass: \[`unchecked`\].*, \[`waiting`\]", shown)
-    assert "No entry has a result yet" not in shown
-    for table in re.findall(r"(?:^\|.*\|$\n)+", shown, re.MULTILINE):
-        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
-
-
-def halves(shown: str) -> list[str]:
-    return shown.split("## Optimality after")
