@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from textgym_agents.registry import agent_class, config_class
 
 import textgym
 from textgym.commands.completion import flags_of, script
+from textgym.commands.console import EXTRAS, one_line
 from textgym.commands.serve import ServeFlags
 from textgym.registry import AGENTS, COMMANDS, TASKS
 
@@ -141,6 +143,28 @@ def test_ctrl_c_is_one_line(capsys, monkeypatch):
 def test_a_missing_extra_names_the_pip_command(module, words, extra):
     done = child(*words, before=BLOCK.format(module=module))
     assert_one_line(done.returncode, done.stderr, f'pip install "textgym[{extra}]"', module)
+
+
+def test_every_package_of_an_extra_is_named_by_an_extra_that_brings_it():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    modules = {"google_re2": "re2", "pillow": "PIL", "openenv_core": "openenv"}
+
+    def own(requirements):
+        names = [re.match(r"[\w-]+", each)[0].replace("-", "_") for each in requirements]
+        return {modules.get(name, name) for name in names} - {"textgym"}
+
+    def brought(extra):
+        inner = ",".join(re.findall(r"textgym\[(.*?)\]", ",".join(extras[extra])))
+        return own(extras[extra]).union(*(brought(each) for each in inner.split(",") if each))
+
+    used = {module for extra in extras for module in own(extras[extra])}
+    used -= own(extras["test"]) | own(extras["docs"])  # tools of this repository, which no command imports
+    named = {module: extra for extra, found in EXTRAS.items() for module in found}
+    assert used - {*named} == set()
+    assert [module for module in used if module not in brought(named[module])] == []
+    assert own(project["dependencies"]) & {*named} == set()
+    assert one_line(ModuleNotFoundError("no", name="trl.trainer")).endswith('pip install "textgym[interop]"')
 
 
 # list

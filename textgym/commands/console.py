@@ -188,7 +188,7 @@ class _Heard:
 
 # The project's extras, and the modules that each installs.
 EXTRAS = {
-    "lm": ("torch", "transformers", "safetensors", "accelerate"),
+    "lm": ("torch", "transformers", "accelerate"),
     "rewards": (
         "re2",
         "jsonschema",
@@ -205,7 +205,10 @@ EXTRAS = {
     "dist": ("ray",),
     "tune": ("optuna",),
     "judge": ("openai",),
-    "openenv": ("openenv", "uvicorn", "fastapi", "starlette", "pydantic"),
+    "openenv": ("openenv", "fastmcp", "uvicorn", "fastapi", "starlette", "pydantic"),
+    "torchrl": ("torchrl",),
+    "interop": ("trl",),
+    "libraries": ("agilerl", "skrl", "tianshou"),
     "track": ("trackio", "wandb"),
     "datasets": ("datasets", "pyarrow"),
     "course": ("jupytext", "nbformat"),
