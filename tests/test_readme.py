@@ -97,6 +97,13 @@ def test_the_citation_has_the_version():
     assert f"\nversion: {PROJECT['version']}\n" in (ROOT / "CITATION.cff").read_text()
 
 
+def test_the_entry_of_gymnasiums_list_names_the_version_that_is_tested():
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (entry,) = re.findall(r"```markdown\n(- \[TextGym: .+\]\(LINK\)\n\n(?:  !\[.+\n){2}\n  .+\n)```", guide)
+    assert f"/Gymnasium-v{PINS['gymnasium']}-blue" in entry
+    assert 2 <= len(re.findall(r"\.(?=\s)", entry)) <= 5  # sentences that the list asks for
+
+
 def test_every_direct_dependency_is_pinned():
     pinned = {canonical(name) for name in PINS}
     extras = PROJECT["optional-dependencies"]
