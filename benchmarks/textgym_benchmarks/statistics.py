@@ -377,10 +377,10 @@ def _quantile(values: Floats, probabilities: Floats, level: float) -> Floats:
     return np.asarray(np.take_along_axis(np.take_along_axis(values, order, 0), first, 0)[0])
 
 
-def leads(own: Floats, other: Floats) -> Floats:
-    """Return by how much the mean of some runs is above that of others, and the ends of its 95% interval.
+def leads(own: Floats, other: Floats, confidence: float = CONFIDENCE) -> Floats:
+    """Return by how much the mean of some runs is above that of others, and the ends of its interval.
 
-    Args: own, other: (S, M) and (S', M) M numbers of two runs at least.
+    Args: own, other: (S, M) and (S', M) M numbers of two runs at least. confidence: of the interval, below 1.
     Returns: (3, M); the interval is Welch's, which takes runs for draws from normal distributions.
     Source: Welch (1947), The generalization of "Student's" problem.
     """
@@ -391,5 +391,5 @@ def leads(own: Floats, other: Floats) -> Floats:
     error = first + second
     with np.errstate(invalid="ignore"):  # numbers that never vary
         freedom = error**2 / (first**2 / (len(own) - 1) + second**2 / (len(other) - 1))
-    half = np.where(error > 0, t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(error), 0.0)
+    half = np.where(error > 0, t.ppf((1 + confidence) / 2, freedom) * np.sqrt(error), 0.0)
     return np.stack([ahead, ahead - half, ahead + half])
