@@ -9,8 +9,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 from chat_tools import TEMPLATES, applied, bare, chat_tokenizer
+from cli_tools import assert_one_line, run
 from core_tools import hugging_face
 from packaging.version import Version
 from tokenizers import AddedToken, Tokenizer
@@ -31,6 +33,34 @@ def test_a_folder_reads_its_template_as_hugging_face_does(tmp_path: Path) -> Non
         assert list(vocabulary.encode_prompt(" Hello?")) == applied(tokenizer, " Hello?")
         assert vocabulary.conversation is not None
         assert vocabulary.conversation.encode("Hello", "a") == applied(tokenizer, "Hello", "a")
+
+
+@pytest.mark.slow
+def test_a_tokenizer_s_hub_id_is_read_from_the_cache_as_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    stored = tmp_path / "models--some--one"
+    folder = stored / "snapshots" / "0123456789abcdef"
+    (stored / "refs").mkdir(parents=True)
+    (stored / "refs" / "main").write_text(folder.name)
+    tokenizer = chat_tokenizer("pieces-first", "chatml")
+    tokenizer.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": tokenizer.bos_token_id}))
+    env: Any = gym.make("textgym/Text-v0", prompts=["Hello"], tokenizer="some/one").unwrapped
+    found = env.task.vocabulary
+    assert list(found.encode_prompt(" Hello?")) == applied(tokenizer, " Hello?")
+    assert found.stop_ids == (tokenizer.bos_token_id,)
+    assert found.config == load_vocabulary(folder).config
+    words = ["eval", "Text-v0", "--agent", "random", "--per-prompt", "1", "--env", "max_new_tokens=2"]
+    words.append('prompts=["Hello"]')
+    assert run(capsys, *words, "tokenizer=some/one")[0] == 0
+    assert_one_line(
+        *run(capsys, *words, "tokenizer=some/none")[::2], "tokenizer='some/none'", "no such model in the cache"
+    )
 
 
 def test_a_template_of_a_file_replaces_the_tokenizers_own(tmp_path: Path) -> None:

@@ -106,10 +106,11 @@ def load_vocabulary(
     """Make a vocabulary from any tokenizer. The tokenizer itself is never changed.
 
     Args:
-        tokenizer: None for the built-in world's; a path to a tokenizer.json or to its folder; a `tokenizers.Tokenizer`;
-            a Hugging Face tokenizer, fast or slow; or a list of words (a word in angle brackets is a control token).
-            For a folder, its tokenizer.json is read unchanged; pass the object from AutoTokenizer if its class rebuilds
-            it, as transformers' LlamaTokenizer does.
+        tokenizer: None for the built-in world's; a path to a tokenizer.json or to its folder; a hub id of a model
+            with one (needs transformers); a `tokenizers.Tokenizer`; a Hugging Face tokenizer, fast or slow; or a list
+            of words (a word in angle brackets is a control token). The tokenizer.json of a folder or hub id is read
+            unchanged; pass the object from AutoTokenizer if its class rebuilds it, as transformers' LlamaTokenizer
+            does.
         stop: the tokens that end an episode, as strings or ids, one or several; () for none. None: the control tokens
             at which the model's generation config ends a text, first the one that the chat template writes after an
             answer (special or not); without any, the tokenizer's EOS token, if it has one.

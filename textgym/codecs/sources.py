@@ -59,7 +59,8 @@ def find_source(tokenizer: object) -> Source:
     """Recognise a tokenizer.
 
     Args:
-        tokenizer: None, a path, a list or tuple of words, a `tokenizers.Tokenizer`, or a Hugging Face tokenizer.
+        tokenizer: None, a path, a hub id, a list or tuple of words, a `tokenizers.Tokenizer`, or a Hugging Face
+            tokenizer.
     Raises: ValueError, FileNotFoundError or TypeError, naming what is allowed.
     """
     if tokenizer is None:
@@ -76,16 +77,21 @@ def find_source(tokenizer: object) -> Source:
         return _from_hugging_face(cast("PreTrainedTokenizerBase", tokenizer))
     raise TypeError(
         f"tokenizer: {type(tokenizer).__name__} is none of None (built in), the path of a tokenizer.json or "
-        "its folder, a list of words, a tokenizers.Tokenizer, a Hugging Face tokenizer"
+        "its folder, a hub id, a list of words, a tokenizers.Tokenizer, a Hugging Face tokenizer"
     )
 
 
 def _from_path(path: Path) -> Source:
-    file = path / "tokenizer.json" if path.is_dir() else path
+    file = path if path.is_file() else path / "tokenizer.json"
+    said = "no tokenizer.json is there"
+    try:
+        file = file if path.exists() else _tokenizer_file(path.as_posix()) or file
+    except FileNotFoundError as error:
+        said = str(error)
     if not file.is_file():
         raise FileNotFoundError(
-            f"tokenizer={str(path)!r}: there is no file {str(file)!r}. Allowed are a tokenizer.json and a "
-            "folder with one; for other formats give the object, as AutoTokenizer.from_pretrained(...)"
+            f"tokenizer={str(path)!r}: {said}. Allowed are a tokenizer.json, a folder with one and, with transformers, "
+            "the hub id of one; for other formats give the object, as AutoTokenizer.from_pretrained(...)"
         )
     with reading(file, "the tokenizer"):
         return _from_files(file)
@@ -286,15 +292,22 @@ def model_tokenizer(model: str | Path) -> Path | None:
     Args:
         model: a folder in Hugging Face layout, or a hub id.
     """
-    file = model_file(model, "tokenizer.json")
+    file = _tokenizer_file(model)
     if file is None:
         return None
     with reading(file, "the tokenizer"):
         same = Tokenizer.from_file(str(file)).to_str() == _builtin_tokenizer()
-    if not Path(model).is_dir():
-        for name in ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "config.json"):
-            model_file(model, name)  # the cache has what was asked for
     return None if same else file.parent
+
+
+def _tokenizer_file(model: str | Path) -> Path | None:
+    """Return the tokenizer.json of a folder or hub id, beside what else says of it; None where there is none."""
+    file = model_file(model, "tokenizer.json")
+    if file is not None and not Path(model).is_dir():
+        for name in ("tokenizer_config", "special_tokens_map", "config", "generation_config"):
+            model_file(model, f"{name}.json")  # the cache has what was asked for
+        model_file(model, "chat_template.jinja")
+    return file
 
 
 @cache
