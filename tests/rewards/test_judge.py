@@ -41,6 +41,7 @@ class Server(BaseHTTPRequestHandler):
 
     seen: ClassVar[Counter[str]] = Counter()
     asked: ClassVar[list[dict]] = []
+    all_in_flight: ClassVar = threading.Barrier(64)
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -51,6 +52,9 @@ class Server(BaseHTTPRequestHandler):
         first = Server.seen[how] == 1
         if how == "slow" and first:
             time.sleep(1.5)
+        if how == "together":
+            Server.all_in_flight.wait(20)  # raises, and so closes the connection, if they do not all come
+            time.sleep(1.0)
         if how.startswith(("odd", "usage")):
             number = int(how[-2:])
             text = ODD[number] if how.startswith("odd") else json.dumps(SAID | {"usage": USAGES[number]})
@@ -153,6 +157,18 @@ def test_a_judge_outlives_what_servers_do(server, tmp_path):
     kept += [path.read_bytes().decode("latin-1") for path in tmp_path.iterdir()]
     assert not any(KEY in text for text in kept)
     assert "Bearer (the key)" in said
+
+
+@pytest.mark.slow
+def test_64_calls_of_a_second_wait_together(server, tmp_path):
+    reward = judge(server, retries=0, cache=str(tmp_path / "scores"))
+    scorer, columns = Scorer(reward), {"answer": [str(each) for each in range(64)]}
+    assert scorer.score(["life"], ["good"], {"answer": ["42"]}).total.tolist() == [0.25]  # what is made once is made
+    started = time.process_time()
+    assert scorer.score(["life"] * 64, ["together"] * 64, columns).total.tolist() == [0.25] * 64
+    # A second of waiting and less than one of work: two at most where nothing else keeps the processor.
+    assert time.process_time() - started < 1
+    assert scorer.spent()["calls"] == 65
 
 
 def test_an_answer_of_another_schema_costs_no_other_completion(server, capfd):
