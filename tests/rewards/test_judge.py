@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
+import signal
 import sqlite3
 import threading
 import time
+import zlib
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
@@ -15,10 +17,12 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from textgym_agents.config import TrainSettings
+from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import SilentWatcher, Training
 
 from textgym import make_task
-from textgym.files import value_at
+from textgym.files import read_lines, value_at
+from textgym.interrupts import TrainingInterrupted
 from textgym.rewards import RewardError, Scorer, TextGymWarning, make_reward, remote
 from textgym.rewards.remote import Judge, read_answer
 
@@ -27,6 +31,7 @@ SAID = {"choices": [{"message": {"content": '{"score": 0.5}'}}]}
 ODD = ["[]", "null", "3", "<html>login page</html>", "", '{"detail": "Not found"}', '{"choices": "none"}', "[" * 99_999]
 ODD += ['{"choices": []}', '{"choices": [{}]}', '{"choices": [{"message": null}]}', '{"choices": [null]}']
 ODD += ['{"choices": [{"message": {"content": [{"type": "text", "text": "{}"}]}}]}']
+BAD = ["slow", "gone", 429, 500, '{"score": 0.', "cut", '{"grade": 1}']
 USAGES = [None, {}, "none", [], {"prompt_tokens": 7}, {"prompt_tokens": -7, "completion_tokens": True}]
 
 
@@ -42,6 +47,8 @@ class Server(BaseHTTPRequestHandler):
     seen: ClassVar[Counter[str]] = Counter()
     asked: ClassVar[list[dict]] = []
     all_in_flight: ClassVar = threading.Barrier(64)
+    mood: ClassVar[int] = 0
+    moods: ClassVar[dict[str, int]] = {}
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -55,6 +62,9 @@ class Server(BaseHTTPRequestHandler):
         if how == "together":
             Server.all_in_flight.wait(20)  # raises, and so closes the connection, if they do not all come
             time.sleep(1.0)
+        if how == "bad":
+            self.reply_badly(text)
+            return
         if how.startswith(("odd", "usage")):
             number = int(how[-2:])
             text = ODD[number] if how.startswith("odd") else json.dumps(SAID | {"usage": USAGES[number]})
@@ -87,6 +97,25 @@ class Server(BaseHTTPRequestHandler):
         }
         self.reply(answer, 200, cut=how == "cut" and first)
 
+    def reply_badly(self, text):
+        """Fail twice, then give a score; a text that got one in another mood gets another one."""
+        Server.seen[text] += 1
+        number = zlib.crc32(text.encode())
+        how = BAD[(number + Server.seen[text]) % len(BAD)] if Server.seen[text] <= 2 else None
+        Server.seen[str(how)] += 1
+        if how == "slow":
+            time.sleep(0.8)
+        elif how == "gone":
+            self.close_connection = True  # without an answer
+        elif isinstance(how, int):
+            self.reply({"error": {"message": "no"}}, how)
+        elif how is not None:
+            self.reply({"choices": [{"message": {"content": how}}]}, 200, cut=how == "cut")
+        else:
+            changed = Server.mood - Server.moods.setdefault(text, Server.mood)
+            score = (number + changed) % 1009 / 1009
+            self.reply({"choices": [{"message": {"content": json.dumps({"score": score})}}]}, 200)
+
     def reply(self, data, status, cut=False, kind="application/json"):
         text = (data if isinstance(data, str) else json.dumps(data)).encode()
         text = text[: len(text) // 2] if cut else text
@@ -111,6 +140,7 @@ class ManyAtOnce(ThreadingHTTPServer):
 def server():
     Server.seen.clear()
     Server.asked.clear()
+    Server.moods.clear()
     with ManyAtOnce(("127.0.0.1", 0), Server) as made:
         threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{made.server_port}/v1"
@@ -275,3 +305,52 @@ def test_a_run_holds_no_key(server, tmp_path):
     assert {"config.json", "metrics.jsonl", "samples.jsonl", "scores"} <= {each.name for each in files}
     assert b"JUDGE_KEY" in (tmp_path / "run" / "config.json").read_bytes()
     assert not any(KEY.encode() in each.read_bytes() for each in files)
+
+
+class Stopping(SilentWatcher):
+    """Presses Ctrl-C twice after an iteration, so that the run stops at once, with no checkpoint of it."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def iteration(self, row):
+        if row["iteration"] == self.at:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+
+def of_a_run(folder):
+    """What a training leaves, but for what it took and spent."""
+    rows = RunFolder(folder).metrics()
+    kept = [{name: row[name] for name in row if not name.endswith("seconds") and "/spent/" not in name} for row in rows]
+    saved = {each.relative_to(folder): each.read_bytes() for each in folder.glob("checkpoint/**/*") if each.is_file()}
+    return kept, read_lines(folder / "samples.jsonl"), saved
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_a_training_with_a_bad_judge_goes_on_bit_by_bit_from_its_cache(server, tmp_path):
+    def plan(cache):
+        reward = {"name": "judge", "model": "m", "rubric": "How is <bad>? {prompt} {completion}", "base_url": server}
+        reward |= {"key": None, "seconds": 0.5, "retries": 6, "cache": str(tmp_path / cache)}
+        env = {"prompts": ["Hello", "Why?"], "max_new_tokens": 3, "reward": reward, "beta": 0.1}
+        few = {"eval_every": 2, "save_every": 2, "eval_per_prompt": 4, "final_per_prompt": 4, "optimum_per_prompt": 0}
+        return TrainSettings("textgym/Text-v0", "rloo", 40, {"batch": 8}, env=env, samples=2, **few)
+
+    pytest.importorskip("openai")
+    Training(plan("one"), pictures=False).run(tmp_path / "whole", SilentWatcher())
+    assert all(Server.seen[str(how)] for how in BAD)
+    Server.seen.clear()
+    Server.moods.clear()
+    with pytest.raises(TrainingInterrupted):
+        Training(plan("two"), pictures=False).run(tmp_path / "cut", Stopping(3))
+    cut = RunFolder.reopen(tmp_path / "cut")
+    assert (cut.metrics()[-1]["iteration"], cut.marked()) == (3, 2)
+    Server.mood += 1
+    asked = {text: Server.seen[text] for text in Server.moods}
+    Training(plan("two"), cut, pictures=False).run(cut.path, SilentWatcher())
+    assert of_a_run(tmp_path / "cut") == of_a_run(tmp_path / "whole")
+    # What was asked before is not asked again, and what came later is.
+    assert {text: Server.seen[text] for text in asked} == asked
+    assert len(Server.moods) > len(asked)
+    assert cut.metrics()[-1]["reward/spent/cached"] > 0
