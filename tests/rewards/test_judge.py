@@ -21,6 +21,7 @@ from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import SilentWatcher, Training
 
 from textgym import make_task
+from textgym.cli import main
 from textgym.files import read_lines, value_at
 from textgym.interrupts import TrainingInterrupted
 from textgym.rewards import RewardError, Scorer, TextGymWarning, make_reward, remote
@@ -293,18 +294,29 @@ def test_a_task_is_paid_by_a_judge(server, tmp_path):
     assert isinstance(make_reward(spec), Judge)
 
 
+@pytest.mark.long
 @pytest.mark.slow
-def test_a_run_holds_no_key(server, tmp_path):
-    rubric = "How is <good>? {completion}"
-    reward = {"name": "judge", "model": "m", "rubric": rubric, "base_url": server, "key": "JUDGE_KEY"}
-    env = {"tokenizer": ["<end>", "a", "b"], "stop": "<end>", "reference": "uniform", "prompts": ["a"], "beta": 1.0}
-    env |= {"max_new_tokens": 2, "reward": {**reward, "cache": str(tmp_path / "scores")}}
-    plan = TrainSettings("textgym/Text-v0", "monte-carlo", 64, env=env, optimum_per_prompt=8)
-    Training(plan).run(tmp_path / "run", SilentWatcher())
+def test_a_run_and_its_export_hold_no_key(server, tmp_path, capfd):
+    pytest.importorskip("openai")
+    reward = {"name": "judge", "model": "m", "rubric": "How is {prompt} {completion}?", "base_url": server}
+    reward |= {"key": "JUDGE_KEY", "retries": 0, "cache": str(tmp_path / "scores")}
+    # The first gets scores, the second what was sent, with the key.
+    env = [f"reward={json.dumps(reward)}", 'prompts=["<good>", "<echo097>"]', "max_new_tokens=3", "on_error=skip"]
+    words = ["--agent", "rloo", "--episodes", "16", "--batch", "8", "--optimum-per-prompt", "0"]
+    words += ["--final-per-prompt", "2", "--out", str(tmp_path / "run"), "--env", *env]
+    assert main(["train", "Text-v0", *words]) == 0
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "export")]) == 0
     files = [each for each in tmp_path.rglob("*") if each.is_file()]
-    assert {"config.json", "metrics.jsonl", "samples.jsonl", "scores"} <= {each.name for each in files}
+    names = {"config.json", "metrics.jsonl", "samples.jsonl", "scores", "README.md", "model.safetensors"}
+    assert names <= {each.name for each in files}
     assert b"JUDGE_KEY" in (tmp_path / "run" / "config.json").read_bytes()
-    assert not any(KEY.encode() in each.read_bytes() for each in files)
+    with sqlite3.connect(tmp_path / "scores") as database:
+        assert set(database.execute("SELECT score FROM scores")) == {(0.25,)}
+    assert {each["authorization"] for each in Server.asked} == {f"Bearer {KEY}"}
+    shown = capfd.readouterr()
+    assert "yyyBearer (the key)" in shown.err
+    for text in [shown.out.encode(), shown.err.encode(), *(each.read_bytes() for each in files)]:
+        assert KEY[:8].encode() not in text
 
 
 class Stopping(SilentWatcher):
