@@ -137,6 +137,37 @@ def test_a_model_that_is_nowhere_is_said_at_once(
         getattr(import_module(where), name)("some/where")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["", "#rows=2"])
+@pytest.mark.parametrize("asked", [["Hi", "a\nb, é", "c"], [ASKED, [ASKED[1]], ASKED]], ids=["texts", "messages"])
+def test_a_data_set_of_the_hub_is_streamed_where_its_first_rows_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, asked: list[Any]
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [{"prompt": each, "chosen": "yes", "rejected": f"no {i}", "answer": i} for i, each in enumerate(asked)]
+    path, load = write(tmp_path, "jsonl", rows), datasets.load_dataset
+    read: list[int] = []
+
+    def seen(row: dict[str, Any]) -> dict[str, Any]:
+        read.append(row["answer"])
+        return row
+
+    def stand_in(name: str, streaming: bool) -> Any:
+        assert (name, streaming) == ("some/where", first != "")
+        found = load("json", data_files=str(path), streaming=streaming, cache_dir=str(tmp_path / "cache"))
+        found["train"] = found["train"].map(seen)
+        return found
+
+    monkeypatch.setattr(datasets, "load_dataset", stand_in)
+    monkeypatch.setattr("textgym.rows.asks_hub", lambda name, kind: (name, kind) == ("some/where", "dataset"))
+    for reader in (read_prompts, read_demonstrations, read_rankings):
+        read.clear()
+        assert reader(f"some/where{first}") == reader(f"{path}{first}")
+        if first:
+            assert set(read) == {0, 1}  # the third row is never asked for
+    assert read_prompts(f"some/where{first}")[1]["answer"] == [0, 1, 2][: 2 if first else 3]
+
+
 def test_splits_of_a_data_set_have_names(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     both = {name: datasets.Dataset.from_list([{"prompt": name}]) for name in ("train", "test")}
