@@ -121,8 +121,11 @@ def batch_of(config: object, episodes: int, processes: int = 1) -> int:
     batch = getattr(config, "batch", 64)
     if batch is not None:
         return int(batch)
-    rows = min(max(64, 1 << (max(episodes, 16) // 16).bit_length() - 1), 256)
-    return max(rows, int(getattr(config, "group", 1)) * processes)
+    return max(_rows(episodes), int(getattr(config, "group", 1)) * processes)
+
+
+def _rows(episodes: int) -> int:
+    return min(max(64, 1 << (max(episodes, 16) // 16).bit_length() - 1), 256)
 
 
 def with_batch(settings: TrainSettings, processes: int) -> TrainSettings:
@@ -131,6 +134,21 @@ def with_batch(settings: TrainSettings, processes: int) -> TrainSettings:
     if getattr(config, "batch", 0) is not None:
         return settings
     return replace(settings, config={**settings.config, "batch": batch_of(config, settings.episodes, processes)})
+
+
+def batch_reason(settings: TrainSettings, processes: int) -> str:
+    """Return a sentence on why a run has the batch of `with_batch`; "" if the agent's config does not leave it open."""
+    config = make_config(agent_class(settings.agent), settings.config)
+    if getattr(config, "batch", 0) is not None:
+        return ""
+    batch = batch_of(config, settings.episodes, processes)
+    if batch > _rows(settings.episodes):
+        why = f"a group of {batch // processes} episodes in each process"
+    elif 16 * batch > settings.episodes:
+        why = f"the smallest of 64, 128 and 256 episodes, as none leaves 16 iterations in {settings.episodes}"
+    else:
+        why = f"the largest of 64, 128 and 256 episodes that leaves 16 iterations in {settings.episodes}"
+    return f"batch {batch}: {why}"
 
 
 def make_agent(agent: str | type[Agent], env: TextEnv, config: object = None, **settings: object) -> Agent:

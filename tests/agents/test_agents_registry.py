@@ -12,7 +12,8 @@ import pytest
 from agents.counting_agent import CountingAgent, CountingConfig
 from gymnasium.vector import AutoresetMode
 from textgym_agents import agent_names, load_agent, make_agent, make_env, register_agent
-from textgym_agents.registry import agent_class, batch_of, config_class, make_config
+from textgym_agents.config import TrainSettings
+from textgym_agents.registry import agent_class, batch_of, batch_reason, config_class, make_config, with_batch
 
 from textgym.registry import AGENTS
 
@@ -167,3 +168,20 @@ def test_a_batch_that_is_not_given_leaves_sixteen_iterations(episodes, batch):
     assert batch_of(make_config(agent_class("rloo"), {"batch": 32}), episodes) == 32
     assert batch_of(make_config(agent_class("a2c"), {}), episodes) == 64  # its own
     assert batch_of(None, episodes) == 64
+
+
+@pytest.mark.parametrize(
+    ("episodes", "group", "processes", "said"),
+    [
+        (1023, 8, 1, "64: the smallest of 64, 128 and 256 episodes, as none leaves 16 iterations in 1023"),
+        (1024, 8, 1, "64: the largest of 64, 128 and 256 episodes that leaves 16 iterations in 1024"),
+        (4095, 8, 1, "128: the largest of 64, 128 and 256 episodes that leaves 16 iterations in 4095"),
+        (9999, 8, 1, "256: the largest of 64, 128 and 256 episodes that leaves 16 iterations in 9999"),
+        (1024, 8, 16, "128: a group of 8 episodes in each process"),
+        (1024, 128, 1, "128: a group of 128 episodes in each process"),
+    ],
+)
+def test_why_a_budget_gives_its_batch(episodes, group, processes, said):
+    asked = TrainSettings("textgym/Text-v0", "rloo", episodes, {"group": group})
+    assert batch_reason(asked, processes) == f"batch {said}"
+    assert said.startswith(f"{with_batch(asked, processes).config['batch']}: ")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cli_tools import RUN_FILES
 from textgym_agents.config import TrainSettings
-from textgym_agents.registry import make_env, with_batch
+from textgym_agents.registry import batch_reason, make_env, with_batch
 from textgym_agents.training.curves import _line, draw_curves
 from textgym_agents.training.folder import RunFolder
 from textgym_agents.training.loop import Training
@@ -382,7 +382,10 @@ def test_an_agent_without_a_batch_of_its_own_plays_what_the_budget_gives(tmp_pat
     watcher = Watcher()
     Training(settings(agent="rloo", config={"device": "cpu"}, episodes=128, eval_every=0)).run(tmp_path / "a", watcher)
     assert [row["episode"] for row in watcher.rows] == [0, 64, 128]
+    reason = "batch 64: the smallest of 64, 128 and 256 episodes, as none leaves 16 iterations in 128"
+    assert [note for note in watcher.notes if note.startswith("batch ")] == [reason]
     assert RunFolder(tmp_path / "a").config()["config"] == {"device": "cpu", "batch": 64}
     assert with_batch(settings(agent="rloo", config={"group": 8}, episodes=128), 16).config["batch"] == 8 * 16
     for own in (settings(), settings(agent="a2c", config={}), settings(agent="reference", config={})):
         assert with_batch(own, 1) is own
+        assert batch_reason(own, 1) == ""

@@ -17,7 +17,7 @@ from textgym.sources import versions
 from textgym_agents.algorithms.fixed import reference_of
 from textgym_agents.config import TrainSettings
 from textgym_agents.protocol import Agent, Metrics
-from textgym_agents.registry import agent_class, load_agent, make_agent, make_config, make_env, with_batch
+from textgym_agents.registry import agent_class, batch_reason, load_agent, make_agent, make_config, make_env, with_batch
 from textgym_agents.saving import count, number, task_signs
 from textgym_agents.training.curriculum import refuse_own_prompts, set_curriculum
 from textgym_agents.training.curves import draw_curves
@@ -108,7 +108,7 @@ class Training:
         pictures: bool = True,
         typed: str = "",
     ) -> None:
-        settings = with_batch(settings, world())
+        self._why_batch, settings = batch_reason(settings, world()), with_batch(settings, world())
         self._settings, self._folder, self._pictures, self._typed = settings, folder, pictures, typed or settings.id
         config = make_config(agent_class(settings.agent), settings.config)
         refuse_own_prompts(settings, config)
@@ -245,6 +245,8 @@ class Training:
             self._meter.start()
             return stopped
 
+        if self._why_batch:
+            watcher.note(self._why_batch)
         stopping = "stopping after this iteration; press Ctrl-C again to stop at once"
         with first_interrupt(lambda: watcher.note(stopping)) as interrupted:
             self._meter.start()
