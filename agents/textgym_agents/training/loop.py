@@ -285,7 +285,6 @@ class Training:
         if caveat := self._agent.caveat(self.task, self._settings.split):
             watcher.note(caveat)
         assert self._optimum is not None
-        seconds = folder.seconds()
         self._draw(folder, watcher)
         folder.finish(
             {
@@ -295,7 +294,7 @@ class Training:
                 "beta": self.beta,
                 "iterations": self._iterations,
                 "episodes": self._episodes,
-                "seconds": seconds,
+                "seconds": (seconds := folder.seconds()),
                 "versions": versions(),
             }
         )
@@ -350,8 +349,7 @@ class Training:
             rows = sample_rows(evaluation, self._settings.samples)
             folder.sample({"iteration": metrics["iteration"], **sample} for sample in rows)
         row |= self._meter.row()
-        row["seconds"] = time.monotonic() - self._started
-        row["cpu_seconds"] = time.process_time() - self._cpu_started
+        row |= {"seconds": time.monotonic() - self._started, "cpu_seconds": time.process_time() - self._cpu_started}
         folder.log(row)
         watcher.iteration(row)
         for line in self._doctor.see(row):
