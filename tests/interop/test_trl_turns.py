@@ -127,8 +127,7 @@ def test_prompts_and_rewards_of_a_task_of_one_turn(tmp_path: Path) -> None:
             paid.extend(found)
             return found
 
-    arguments = config(tmp_path)
-    arguments.max_completion_length = 8
+    arguments = config(tmp_path, BATCH, BATCH, 8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = trl.GRPOTrainer(
