@@ -15,7 +15,7 @@ from chat_tools import TEMPLATES, applied, bare, chat_tokenizer
 from cli_tools import assert_one_line, run
 from core_tools import hugging_face
 from packaging.version import Version
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from textgym import make_task
 from textgym.grammar import GrammarMask, regex_grammar
@@ -315,3 +315,34 @@ def test_a_model_needs_no_logits_for_control_tokens_that_nothing_writes(tmp_path
         assert load_vocabulary(folder, model=folder, stop=token).size == logits + 1
     with pytest.raises(ValueError, match=rf"vocab_size={logits}: allowed is an integer in {logits + 1}\.\."):
         load_vocabulary(folder, vocab_size=logits)
+
+
+WORDS = ["[UNK]", "</s>", "don", "hello", "##s", "'", "m", "t", "n't", ".", "!"]
+
+
+@pytest.mark.parametrize("kind", ["WordPiece", "WordLevel", "BPE", "ByteLevel", "forced"])
+@pytest.mark.parametrize("cleans", [True, False])
+def test_texts_are_cleaned_where_the_tokenizer_cleans_them(kind: str, cleans: bool, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    vocabulary = {word: i for i, word in enumerate(WORDS)}
+    makers: dict[str, Any] = {"WordPiece": models.WordPiece, "WordLevel": models.WordLevel}
+    bare_one = Tokenizer(makers[kind](vocabulary, unk_token="[UNK]") if kind in makers else models.BPE(vocabulary, []))
+    if kind == "WordPiece":
+        bare_one.decoder = decoders.WordPiece()
+    elif kind == "ByteLevel":
+        bare_one.decoder = decoders.ByteLevel()
+    options: dict[str, Any] = {"clean_up_tokenization_spaces": cleans, "eos_token": "</s>", "unk_token": "[UNK]"}
+    if kind == "forced":
+        options["clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"] = True
+    tokenizer = hugging_face(bare_one, **options)
+    hand = {"WordPiece": ("hellos! don ' t donn't ' m.", "hellos! don't donn't'm.")}
+    rows = [[3, 4, 10, 2, 5, 7, 2, 8, 5, 6, 9], [9, 1, 5, 0, 9]]
+    tokenizer.save_pretrained(tmp_path / "theirs")
+    (tmp_path / "ours").mkdir()
+    load_vocabulary(tokenizer).save(tmp_path / "ours")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    assert texts[0] == hand.get(kind, (texts[0], texts[0]))[cleans]
+    for read in (tokenizer, tmp_path / "theirs", tmp_path / "ours", again):
+        assert load_vocabulary(read).decode(rows) == texts
+    assert [again.decode(row, skip_special_tokens=True) for row in rows] == texts

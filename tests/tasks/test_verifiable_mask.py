@@ -15,6 +15,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from core_tools import hugging_face
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
@@ -359,6 +360,9 @@ def test_what_is_refused() -> None:
     tokenizer.add_special_tokens(["<s>"])
     with pytest.raises(ValueError, match="no grammar can follow it"):
         GrammarMask(load_vocabulary(tokenizer, stop="<s>"), regex_grammar("a"))
+    cleaning = load_vocabulary(hugging_face(tokenizer, clean_up_tokenization_spaces=True), stop="<s>")
+    with pytest.raises(ValueError, match="clean_up_tokenization_spaces=True removes spaces"):
+        GrammarMask(cleaning, regex_grammar("a"))
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

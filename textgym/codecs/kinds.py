@@ -30,10 +30,11 @@ class FastCodec(Codec):
     Args:
         tokenizer: any tokenizer that can be written as JSON.
         special: names of control tokens beyond those that the tokenizer itself marks as special.
+        cleans: whether decoded texts lose spaces before punctuation, as with `clean_up_tokenization_spaces`.
     Raises: ValueError as `Codec`, or if it cannot be written as JSON (a part of it is a Python object).
     """
 
-    def __init__(self, tokenizer: Tokenizer, special: Collection[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, special: Collection[str] = (), cleans: bool = False) -> None:
         super().__init__(tokenizer.get_vocab(with_added_tokens=True))
         try:
             written = tokenizer.to_str()
@@ -46,7 +47,7 @@ class FastCodec(Codec):
         decoder = description["decoder"] or {"type": None}
         if decoder["type"] == "Sequence" and len(decoder["decoders"]) == 1:
             decoder = decoder["decoders"][0]
-        self._byte_level = decoder["type"] == "ByteLevel"
+        self._byte_level, self._cleans = decoder["type"] == "ByteLevel", cleans
         added = tokenizer.get_added_tokens_decoder().items()
         named = {self._vocabulary[name] for name in special if name in self._vocabulary}
         self.special_ids = frozenset(named.union(i for i, token in added if token.special))
@@ -136,9 +137,9 @@ class FastCodec(Codec):
 
     def decoder(self, skip: frozenset[int]) -> Decoder:
         """Return what joins bytes by table where the tokenizer is byte-level, elsewhere the library's own decoder."""
-        if self._byte_level:
+        if self._byte_level and not self._cleans:
             return ByteDecoder(byte_table(self._tokenizer, self.size, skip))
-        return LibraryDecoder(self._tokenizer, frozenset(self._names) - skip)
+        return LibraryDecoder(self._tokenizer, frozenset(self._names) - skip, self._cleans)
 
     def token(self, token_id: int) -> str | None:
         """Return the token of this id."""
@@ -272,17 +273,25 @@ class WordCodec(Codec):
         _save(tokenizer, folder, config)
 
 
+# What transformers' `clean_up_tokenization` replaces, one after the other, by the same without spaces.
+_CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+
+
 @dataclass(frozen=True)
 class LibraryDecoder:
-    """A tokenizer's own decoder, for the ids in `kept` only."""
+    """A tokenizer's own decoder, for the ids in `kept` only; `cleans`, see `FastCodec`."""
 
     tokenizer: Tokenizer | PreTrainedTokenizerBase
     kept: frozenset[int]
+    cleans: bool = False
 
     def __call__(self, batch: Sequence[Sequence[int]]) -> list[str]:
         """Return the texts of a batch of ids."""
         kept, decode = self.kept, cast("Callable[..., str]", self.tokenizer.decode)
-        return [decode([i for i in ids if i in kept], skip_special_tokens=False) for ids in batch]
+        texts = [decode([i for i in ids if i in kept], skip_special_tokens=False) for ids in batch]
+        for spaced in _CLEANED if self.cleans else ():
+            texts = [text.replace(spaced, spaced.replace(" ", "")) for text in texts]
+        return texts
 
 
 @dataclass(frozen=True)

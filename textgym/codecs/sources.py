@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from textgym.checks import JsonObject, TextGymWarning
 from textgym.codecs.chat import JinjaTemplate, Template
@@ -30,6 +30,8 @@ BUILTIN_FOLDER = Path(__file__).parent.parent / "world" / "assets" / "model"
 _EOS_NAMES = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "[EOS]")
 _PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|endoftext|>")
 _CONFIG_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_CLEANS = "clean_up_tokenization_spaces"
+_CLEANS_BPE = f"{_CLEANS}_for_bpe_even_though_it_will_corrupt_output"
 _PLAIN_CLASSES = ("PreTrainedTokenizer", "PythonBackend", "TokenizersBackend")  # without tokens of their own
 
 
@@ -120,7 +122,8 @@ def _from_files(file: Path) -> Source:
         if isinstance(tokens := config.get(key), list)
         for token in tokens
     ]
-    codec = FastCodec(tokenizer, [name for name in [*names.values(), *extra] if name])
+    special = [name for name in [*names.values(), *extra] if name]
+    codec = FastCodec(tokenizer, special, bool(_cleaning(config, tokenizer)))
     eos, pad = names.get("eos_token"), names.get("pad_token")
     return Source(
         codec,
@@ -236,6 +239,12 @@ def _chat_template(templates: object) -> tuple[str | None, tuple[str, ...]]:
     return templates, () if templates else names
 
 
+def _cleaning(settings: Mapping[str, object], tokenizer: Tokenizer) -> JsonObject:
+    """Return those of a Hugging Face tokenizer's settings that make it clean decoded texts; none where it does not."""
+    names = [_CLEANS, _CLEANS_BPE] if isinstance(tokenizer.model, models.BPE) else [_CLEANS]
+    return dict.fromkeys(names, True) if all(settings.get(name) for name in names) else {}
+
+
 def _from_bare(tokenizer: Tokenizer) -> Source:
     codec = FastCodec(tokenizer)
     special = {codec.token(token_id): token_id for token_id in codec.special_ids}
@@ -250,7 +259,8 @@ def _from_bare(tokenizer: Tokenizer) -> Source:
 def _from_hugging_face(tokenizer: PreTrainedTokenizerBase) -> Source:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     special = tokenizer.all_special_tokens
-    codec = FastCodec(backend, special) if isinstance(backend, Tokenizer) else SlowCodec(tokenizer)
+    cleaning = _cleaning(vars(tokenizer), backend) if isinstance(backend, Tokenizer) else {}
+    codec = FastCodec(backend, special, bool(cleaning)) if isinstance(backend, Tokenizer) else SlowCodec(tokenizer)
     variables = dict(tokenizer.special_tokens_map)
     source, template_names = _chat_template(getattr(tokenizer, "chat_template", None))
     name = getattr(tokenizer, "name_or_path", "")
@@ -260,7 +270,7 @@ def _from_hugging_face(tokenizer: PreTrainedTokenizerBase) -> Source:
         tokenizer.pad_token_id,
         template=JinjaTemplate(source, variables) if source else None,
         folder=Path(name) if name and Path(name).is_dir() else None,
-        config={**variables, "chat_template": source} if source else variables,
+        config={**variables, **cleaning, **({"chat_template": source} if source else {})},
         template_names=template_names,
     )
 

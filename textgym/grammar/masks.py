@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textgym.checks import Bools, check_count
+from textgym.codecs.kinds import LibraryDecoder
 from textgym.codecs.protocol import ByteDecoder
 from textgym.grammar.expressions import Schema, as_rewarded, has_one_of, narrowed, spelled_out
 from textgym.rewards.base import import_extra
@@ -54,6 +55,11 @@ def token_bytes(vocabulary: Vocabulary) -> TokenBytes:
     if isinstance(decoder, ByteDecoder):
         pieces = (decoder.table + (b"",) * (vocabulary.size - len(decoder.table)))[: vocabulary.size]
         return TokenBytes(pieces, pieces)
+    if isinstance(decoder, LibraryDecoder) and decoder.cleans:
+        raise ValueError(
+            "tokenizer: clean_up_tokenization_spaces=True removes spaces of a text that is written, so no grammar can "
+            "follow it; allowed are False, and mask=False"
+        )
     ids = range(vocabulary.size)
     first = [text.encode() for text in vocabulary.decode([[i] for i in ids])]
     # Letters and digits are what decoders change least.
