@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from textgym.lm.causal import CausalLM, choose_device, load_causal_lm, rows_at_o
 from textgym.lm.checked import choose_backbone
 from textgym.lm.decoder import Decoder
 from textgym.lm.llama import LlamaBackbone
+from textgym.vocab import load_vocabulary
 
 MODELS = {
     "llama-lean": lambda: (tiny_llama(), True),
@@ -209,6 +211,20 @@ def test_forbidden_tokens_have_probability_zero_and_the_rest_is_renormalised():
 def test_a_model_that_does_not_fit_the_vocabulary_is_refused():
     with pytest.raises(ValueError, match=r"it has 11 logits but the task has 7 actions.*vocab_size=11"):
         CausalLM(tiny_llama(), np.ones(7, dtype=bool), device="cpu")
+    with pytest.raises(ValueError, match=r"it has 11 logits but the task has 13 actions.*vocab_size=11"):
+        CausalLM(tiny_llama(), np.arange(13) < 11, device="cpu")
+
+
+def test_a_model_without_logits_for_tokens_is_refused_with_an_advice_that_helps():
+    model, allowed = tiny_llama(), np.arange(13) < 12
+    with pytest.raises(ValueError, match=r"11 logits but .* 13 actions") as error:
+        CausalLM(model, allowed, device="cpu")
+    assert "vocab_size" not in str(error.value)  # which load_vocabulary would refuse
+    with pytest.raises(ValueError, match="vocab_size=11: allowed is an integer in 12"):
+        load_vocabulary([f"w{i}" for i in range(12)], vocab_size=11)
+    model.resize_token_embeddings(int(re.search(r"resize_token_embeddings\((\d+)\)", str(error.value))[1]))
+    observation = {"input_ids": np.array([[1, 11]]), "attention_mask": np.ones((1, 2), dtype=np.int8)}
+    assert np.exp(CausalLM(model, allowed, device="cpu").log_probs(observation)).sum() == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.slow

@@ -228,9 +228,12 @@ def logit_bias(allowed: Bools, vocab_size: int, device: torch.device) -> Tensor:
     Raises: ValueError if the model's logits are not as many as the task's actions.
     """
     if len(allowed) != vocab_size:
+        advice = f"and vocab_size={vocab_size} if its embedding is padded"
+        if allowed[vocab_size:].any():  # `load_vocabulary` takes no vocab_size below that of what can be written
+            advice = f"or the model after resize_token_embeddings({len(allowed)})"
         raise ValueError(
             f"model: it has {vocab_size} logits but the task has {len(allowed)} actions; "
-            f"pass the tokenizer of the model, and vocab_size={vocab_size} if its embedding is padded"
+            f"pass the tokenizer of the model, {advice}"
         )
     return torch.where(torch.tensor(allowed), 0.0, FORBIDDEN).to(device)
 
