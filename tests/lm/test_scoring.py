@@ -296,8 +296,21 @@ def test_a_control_token_that_nothing_writes_needs_no_embedding(tmp_path, kind):
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_special_tokens(["<image>"])
     assert tokenizer.token_to_id("<image>") == load_reward_model(folder)[0].config.vocab_size
-    tokenizer.save(str(folder / "tokenizer.json"))
-    assert RewardModel(folder, device="cpu")(["a b"], ["c"]) == want
+    other = Path(shutil.copytree(folder, tmp_path / "other", ignore=shutil.ignore_patterns("model*", "config.json")))
+    for place in (other, folder):
+        tokenizer.save(str(place / "tokenizer.json"))
+        assert RewardModel(folder, device="cpu", tokenizer=place)(["a b"], ["c"]) == want
+        assert RewardModel(folder, device="cpu")(["a b"], ["c"]) == want
+        assert load_reward_model(folder, place)[1].size == 12
+    # It needs one where the template writes it behind an answer, and so does a token that is no control token.
+    ended = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<image>{% endif %}{% endfor %}"
+    for place in (other, folder):
+        (place / "chat_template.jinja").write_text(ended)
+        with pytest.raises(ValueError, match="its tokenizer has 13 tokens but the model only 12"):
+            load_reward_model(folder, place)
+    save_tokenizer(other, extra=3)
+    with pytest.raises(ValueError, match="its tokenizer has 15 tokens but the model only 12"):
+        load_reward_model(folder, other, chat=False)
 
 
 def test_damaged_folders_are_refused(tmp_path):

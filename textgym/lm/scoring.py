@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -37,12 +39,22 @@ def _load_vocabulary(
     An encoder without a chat template reads prompt and completion as the two texts of a pair, framed by the tokenizer:
     [CLS] prompt [SEP] completion [SEP]. Any other model reads a prompt as a policy with that tokenizer does.
 
-    Raises: ValueError if there is no tokenizer, it has more tokens than the model, or it gives the two texts of a pair
-        other token types than 0 and 1.
+    Raises: ValueError if there is no tokenizer, it has more tokens than the model, but for control tokens that nothing
+        writes, or it gives the two texts of a pair other token types than 0 and 1.
     """
     tokenizer = _tokenizer(name if own_tokenizer is None else own_tokenizer)
     own = name if own_tokenizer is None else None
-    vocabulary = load_vocabulary(tokenizer, chat=chat, model=own)
+    rows = embedding_rows(model)
+
+    def load(stop: int | None = None) -> Vocabulary:
+        load_sized = partial(load_vocabulary, tokenizer, stop=stop, chat=chat, model=own)
+        found = load_sized()
+        if found.size > rows:
+            with contextlib.suppress(ValueError):
+                return load_sized(vocab_size=rows)
+        return found
+
+    vocabulary = load()
     encodes_pairs = not reads_last_token(model) and vocabulary.conversation is None
     frame = _pair_frame(tokenizer) if encodes_pairs else None
     if frame is not None:
@@ -52,11 +64,12 @@ def _load_vocabulary(
                 f"model={str(name)!r}: its tokenizer gives two texts the token types {frame.types}; allowed are 0 for "
                 f"all tokens, and {frame.pair_types}"
             )
-        vocabulary = load_vocabulary(tokenizer, stop=frame.after, chat=chat, model=own)
+        vocabulary = load(frame.after)
         vocabulary = replace(vocabulary, before_ids=frame.before, after_ids=frame.between, has_types=has_types)
-    rows = embedding_rows(model)
-    if vocabulary.size > rows:
-        raise ValueError(f"model={str(name)!r}: its tokenizer has {vocabulary.size} tokens but the model only {rows}")
+    ending = [] if vocabulary.conversation is None else vocabulary.conversation.ending_ids
+    if max([vocabulary.size - 1, *ending]) >= rows:
+        tokens = vocabulary.codec.size
+        raise ValueError(f"model={str(name)!r}: its tokenizer has {tokens} tokens but the model only {rows}")
     return vocabulary
 
 
