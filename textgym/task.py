@@ -379,9 +379,9 @@ def load_reference(name: str | Path, task: Task, temperature: float = 1.0, devic
     from textgym.lm.causal import CausalLM, check_positions, choose_device, shared_causal_lm
 
     model = shared_causal_lm(name, choose_device(device))
-    tokens = task.max_prompt_tokens + task.max_new_tokens
-    check_positions(model, tokens)
-    return CausalLM(model, task.vocabulary.allowed, temperature, device, tokens, prompt_end(task, model))
+    lengths = task.max_prompt_tokens, task.max_new_tokens
+    check_positions(model, *lengths)
+    return CausalLM(model, task.vocabulary.allowed, temperature, device, sum(lengths), prompt_end(task, model))
 
 
 def prompt_end(task: Task, model: PreTrainedModel) -> int | None:

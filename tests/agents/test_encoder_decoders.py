@@ -284,6 +284,10 @@ def test_what_is_not_for_encoder_decoders_is_refused_by_name(tmp_path, monkeypat
         resize_model(str(tmp_path / "bart"), 3, tmp_path / "out")
     with pytest.raises(ValueError, match="task 'Recall': BartForConditionalGeneration reads a prompt apart"):
         LMPPO(make_task("Recall"), LMPPOConfig(device="cpu"), model=tiny_bart(12))
+    short = tiny_bart(COPY)
+    short.config.max_decoder_position_embeddings = task.max_new_tokens  # as LED's config has
+    with pytest.raises(ValueError, match="its decoder reads at most 2 tokens but its start token and a completion"):
+        LMPPO(task, LMPPOConfig(device="cpu"), model=short)
     monkeypatch.setattr("textgym_agents.lm.start.world_size", lambda: 2)
     with pytest.raises(ValueError, match="parallel='fsdp': T5ForConditionalGeneration is an encoder-decoder"):
         LMPPO(task, LMPPOConfig(parallel="fsdp", device="cpu"), model=tiny_t5(COPY))

@@ -268,6 +268,10 @@ def test_positions_are_those_that_a_model_keeps():
     for length in (8, 32):
         led = LEDConfig(max_encoder_position_embeddings=length, max_decoder_position_embeddings=16)
         assert max_tokens(SimpleNamespace(config=led, named_modules=dict)) == length
+    model = SimpleNamespace(config=led, named_modules=dict)
+    check_positions(model, 17, 15)
+    with pytest.raises(ValueError, match=r"its decoder reads at most 16 tokens but .* have up to 17"):
+        check_positions(model, 5, 16)
 
 
 def test_a_model_whose_positions_change_with_the_length_reads_up_to_there():

@@ -195,13 +195,19 @@ def check_adapter(model: PreTrainedModel) -> None:
         )
 
 
-def check_positions(model: PreTrainedModel, tokens: int) -> None:
-    """Raise ValueError if a state of so many tokens is longer than the model can read."""
-    limit = max_tokens(model)
+def check_positions(model: PreTrainedModel, prompt_tokens: int, new_tokens: int = 0) -> None:
+    """Raise ValueError if a state of so many tokens is longer than the model, or LED's decoder, can read."""
+    limit, tokens = max_tokens(model), prompt_tokens + new_tokens
     if limit is not None and tokens > limit:
         raise ValueError(
             f"model: it reads at most {limit} tokens but a state has up to {tokens}; "
             "lower max_prompt_tokens or max_new_tokens"
+        )
+    limit = getattr(model.config, "max_decoder_position_embeddings", None)
+    if limit is not None and new_tokens >= limit:
+        raise ValueError(
+            f"model: its decoder reads at most {limit} tokens but its start token and a completion have up to "
+            f"{new_tokens + 1}; lower max_new_tokens"
         )
 
 

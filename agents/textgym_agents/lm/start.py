@@ -76,7 +76,7 @@ def start_policies(task: Task, config: LMConfig, model: nn.Module | None = None)
         name = str(reference_model(task))
     start = _model(task, config, name, device) if model is None else cast("PreTrainedModel", model)
     check_adapter(start)
-    check_positions(start, _tokens(task))
+    check_positions(start, task.max_prompt_tokens, task.max_new_tokens)
     if _sharded(config):
         refuse_encoder_decoder(start, "parallel='fsdp'")
     if config.lora_rank is not None:
@@ -123,7 +123,7 @@ def load_teacher(name: str, task: Task, config: LMConfig, agent: Agent | None) -
     device = choose_device(config.device)
     try:
         model = shared_causal_lm(name, device)
-        check_positions(model, _tokens(task))
+        check_positions(model, task.max_prompt_tokens, task.max_new_tokens)
         return _policy(LMPolicy, task, replace(config, temperature=1.0), model, device)
     except ValueError as error:
         raise ValueError(f"teacher={name!r}: {error}") from error

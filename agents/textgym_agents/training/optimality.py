@@ -62,7 +62,7 @@ class Optimality(TrainerCallback):
         if not state.is_world_process_zero:
             return
         if self.optimum is None:
-            check_positions(parts["model"], self.task.max_prompt_tokens + self.task.max_new_tokens)
+            check_positions(parts["model"], self.task.max_prompt_tokens, self.task.max_new_tokens)
             self.optimum = optimum_of(self.task, split=self.split, seed=self.seed)
         if not state.global_step:
             state.log_history.append({**self._measure(parts["model"]), "step": 0})
