@@ -115,7 +115,7 @@ class LMUser(Rebuilt):
         tokenizer: as of `Text-v0`.
         tokens: the most that it writes at a time.
         context: tokens that it reads; the oldest are left out.
-        temperature: >= 0; at 0 it writes the likeliest tokens, and nothing is hidden.
+        temperature: 0, or >= 1e-6; at 0 it writes the likeliest tokens, and nothing is hidden.
         users: how many seeds there are, equally likely, 0 for 2^63; see `WorldUser`.
         instruction: the first message that it reads.
     Raises: ValueError for a number out of range, and as `Text-v0` for a model that cannot be loaded.

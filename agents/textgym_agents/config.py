@@ -133,7 +133,7 @@ class LMConfig(ModelSettings):
     kl_horizon: int = 10_000
     """Episodes over which the adaptive beta changes."""
     temperature: float = 1.0
-    """Divides the logits of policy and reference, both for sampling and for scoring."""
+    """Divides the logits of policy and reference, both for sampling and for scoring; 1e-6 or more."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from lm.tiny_models import tiny_gpt2, tiny_llama
 from lm.zoo import zoo_model
 from safetensors.torch import save_file
+from textgym_agents.lm.policy import LMPolicy
 
 from textgym.checks import equal_parts
 from textgym.lm import backbone as module
@@ -206,6 +208,21 @@ def test_forbidden_tokens_have_probability_zero_and_the_rest_is_renormalised():
     want = np.where(allowed, np.exp(logits), 0.0)
     np.testing.assert_allclose(np.exp(got), want / want.sum(), atol=1e-6)
     assert np.exp(got)[[0, 4]].tolist() == [0.0, 0.0]
+
+
+def test_a_temperature_at_which_forbidden_tokens_would_win_is_refused():
+    model, allowed = tiny_llama(), np.ones(11, dtype=bool)
+    observation = {"input_ids": np.array([[1, 2, 3]]), "attention_mask": np.ones((1, 3), dtype=np.int8)}
+    likeliest = int(CausalLM(model, allowed, device="cpu").log_probs(observation)[0].argmax())
+    allowed[likeliest] = False
+    for temperature in (1e-9, 1e-40, 0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=rf"temperature={temperature}: allowed is a finite number >= 1e-06"):
+            CausalLM(model, allowed, temperature, device="cpu")
+        with pytest.raises(ValueError, match=rf"temperature={temperature}: allowed is a finite number >= 1e-06"):
+            LMPolicy(model, allowed, temperature)
+    greedy = np.exp(CausalLM(model, allowed, 1e-6, device="cpu").log_probs(observation)[0])
+    assert greedy.max() == 1.0
+    assert allowed[greedy.argmax()]
 
 
 def test_a_model_that_does_not_fit_the_vocabulary_is_refused():

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from textgym.checks import Bools, first_line
+from textgym.checks import Bools, check_number, first_line
 from textgym.codecs.sources import encodes_prompts
 from textgym.files import check_files, read_json
 from textgym.lm.backbone import is_peft, max_tokens
@@ -97,6 +97,7 @@ def _check_folder(folder: Path) -> None:
             raise ValueError(f"{folder / 'config.json'}: {key}={value!r:.80}; its weights are {tensors} tensors")
 
 
+_COLDEST = 1e-6  # temperature
 FORBIDDEN = -1e9  # Added to the logits of tokens that are not allowed; finite, so that 0 * logit stays 0.
 
 
@@ -228,11 +229,14 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def logit_bias(allowed: Bools, vocab_size: int, device: torch.device) -> Tensor:
+def logit_bias(allowed: Bools, vocab_size: int, device: torch.device, temperature: float = 1.0) -> Tensor:
     """Return (V,) float32: 0 at allowed tokens, `FORBIDDEN` elsewhere.
 
-    Raises: ValueError if the model's logits are not as many as the task's actions.
+    Args: temperature: what logits are divided by before it is added.
+    Raises: ValueError if the model's logits are not as many as the task's actions, or below 1e-6, where the quotients
+        could outweigh it.
     """
+    check_number("temperature", temperature, _COLDEST)
     if len(allowed) != vocab_size:
         advice = f"and vocab_size={vocab_size} if its embedding is padded"
         if allowed[vocab_size:].any():  # `load_vocabulary` takes no vocab_size below that of what can be written
@@ -264,7 +268,7 @@ class CausalLM:
     Args:
         model: a Hugging Face causal LM or encoder-decoder.
         allowed: (V,) bool; other tokens get probability 0.
-        temperature: > 0, divides the logits.
+        temperature: >= 1e-6, divides the logits.
         device: "auto" or a torch device.
         tokens: the longest row that it will read, see `choose_backbone`.
         prompt_end: the token that ends every prompt, for an encoder-decoder, see `textgym.task.prompt_end`.
@@ -279,8 +283,6 @@ class CausalLM:
         tokens: int | None = None,
         prompt_end: int | None = None,
     ) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature!r}: must be > 0")
         where = choose_device(device)
         self.model = model.to(where).eval()  # type: ignore[arg-type]
         self.temperature = temperature
@@ -288,7 +290,7 @@ class CausalLM:
         self._backbone = choose_backbone(self.model, tokens=tokens)
         self._backbone.prompt_end = prompt_end
         self.hidden_size = self._backbone.hidden_size
-        self._bias = logit_bias(allowed, self._backbone.vocab_size, where)
+        self._bias = logit_bias(allowed, self._backbone.vocab_size, where, temperature)
         self._decoder = Decoder(self._backbone, where)
 
     def copy(self) -> CausalLM:

@@ -28,12 +28,12 @@ class LMPolicy(nn.Module):
     Args:
         model: a Hugging Face causal LM; its parameters are the policy's.
         allowed: (V,) bool; other tokens have probability 0, for sampling and scoring alike.
-        temperature: > 0; divides the logits, for sampling and scoring alike.
+        temperature: >= 1e-6; divides the logits, for sampling and scoring alike.
         device: where the parameters live. bf16: run the model under bfloat16 autocast.
         recompute: keep the inputs of layers alone and run them again in the backward pass.
         sharded: the weights will be: they stay where they are, and the own Llama, which takes them itself, is not used.
         tokens: the longest row that the model will read, see `choose_backbone`.
-    Raises: ValueError if `recompute` is asked for and the model has no layers that can.
+    Raises: ValueError if `temperature` is lower, or `recompute` is asked for and the model has no layers that can.
     """
 
     def __init__(
@@ -63,7 +63,8 @@ class LMPolicy(nn.Module):
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self._bias: Tensor
-        self.register_buffer("_bias", logit_bias(allowed, self.backbone.vocab_size, self.device), persistent=False)
+        bias = logit_bias(allowed, self.backbone.vocab_size, self.device, temperature)
+        self.register_buffer("_bias", bias, persistent=False)
         self._decoder = Decoder(self.backbone, self.device)
         self.cut: Cut | None = None  # what it leaves out when it acts
 
