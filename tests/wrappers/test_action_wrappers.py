@@ -18,7 +18,8 @@ from textgym import wrappers
 from textgym.env import TokenEnv
 from textgym.lm.reference import NGramReference
 from textgym.vector import TokenVectorEnv
-from textgym.wrappers.actions import AllowedTokens, Nearest, TopKTokens, _principal
+from textgym.wrappers.actions import AllowedTokens, Nearest, TopKTokens
+from textgym.wrappers.reference import _principal
 
 BATCH = {"input_ids": np.array([[2, 0], [3, 0]]), "attention_mask": np.array([[1, 0], [1, 0]])}
 

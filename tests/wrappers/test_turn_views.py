@@ -12,7 +12,7 @@ import torch
 from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
-from turn_tools import ragged
+from turn_tools import Echo, ragged
 
 from textgym import TokenEnv, make_task
 from textgym.wrappers import AnswerEnv, ReferenceReward, TurnEnv
@@ -198,3 +198,29 @@ def test_a_turn_that_is_refused_is_no_step_for_the_wrappers_below(view):
             env.step(np.array([1, 2]))
     _, _, terminated, truncated, info = env.step(np.array([1, 2, 3]))
     assert (terminated, truncated, info["tokens"], info["episode"]["l"]) == (True, False, 3, 3)
+
+
+@pytest.mark.parametrize(("most", "ends_after"), [(2, None), (3, 2)])
+def test_an_answer_that_is_too_short_is_no_step_for_the_wrappers_below(most, ends_after):
+    below = RecordEpisodeStatistics(TimeLimit(TokenEnv(ragged(Echo(ends_after=ends_after), most, tokens=2)), 5))
+    env = AnswerEnv(below)
+    env.reset(seed=0)
+    before = env.get_wrapper_attr("get_state")()
+    for short in ([1], [5], [1, 2], [1, 2, 3], [5, 1]):
+        with pytest.raises(InvalidAction, match=f"ends after {len(short)} tokens, before what it writes does"):
+            env.step(np.array(short))
+        assert env.get_wrapper_attr("get_state")() == before
+    # With the second turn the episode ends, after 1 2 and the 5 that ends a turn.
+    _, _, terminated, truncated, info = env.step(np.array([1, 2, 5]))
+    assert (terminated, truncated, info["tokens"], info["episode"]["l"]) == (True, False, 3, 3)
+    with pytest.raises(ResetNeeded):
+        env.step(np.array([1, 2, 5]))
+
+
+def test_an_answer_from_the_middle_of_an_episode_is_the_rest_of_it():
+    env = AnswerEnv(TokenEnv(ragged(most=2, tokens=2)))
+    env.reset(seed=0)
+    env.env.step(5)
+    env.env.step(1)
+    _, _, terminated, _, info = env.step(np.array([2]))
+    assert (terminated, info["tokens"]) == (True, 1)

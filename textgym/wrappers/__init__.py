@@ -9,7 +9,6 @@ from textgym.wrappers.actions import (
     VectorAllowedActions,
     VectorEmbeddingActions,
     VectorTopKActions,
-    token_embedding,
 )
 from textgym.wrappers.libraries import (
     ActionMaskInfo,
@@ -19,7 +18,13 @@ from textgym.wrappers.libraries import (
     VectorNoInfo,
     VectorOneHotTokens,
 )
-from textgym.wrappers.reference import LMFeatures, ReferenceReward, VectorLMFeatures, VectorReferenceReward
+from textgym.wrappers.reference import (
+    LMFeatures,
+    ReferenceReward,
+    VectorLMFeatures,
+    VectorReferenceReward,
+    token_embedding,
+)
 
 __all__ = [
     "ActionMaskInfo",

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from textgym.checks import Bools, Floats, Ints, check_count
 from textgym.env import why_reset
-from textgym.episodes import TokenSpace
+from textgym.episodes import Episodes, TokenSpace
 from textgym.lm.reference import Observation, Reference
 from textgym.state import UNSET, TokenState
-from textgym.task import Task, has_language_model, reference_model
+from textgym.task import Task
 from textgym.wrappers.base import (
     Actions,
     Env,
@@ -30,44 +30,10 @@ from textgym.wrappers.base import (
     reference_of,
     task_of,
 )
+from textgym.wrappers.reference import token_embedding
 
 ActionSpace: TypeAlias = spaces.Space[Any]
 Points: TypeAlias = NDArray[np.floating[Any]]
-
-
-def token_embedding(task: Task, dimensions: int, seed: int = 0) -> Floats:
-    """Return a point in [-1, 1]^D for every token: similar tokens are close to each other if the reference is an LM.
-
-    Args:
-        task: supplies vocabulary and reference.
-        dimensions: D; with an LM at most the width of its embedding, and less than the allowed tokens.
-        seed: of the random directions that replace the embedding where the reference is no LM.
-    Returns: (V, D) float64.
-    Raises: ValueError for D out of range.
-    """
-    check_count("dimensions", dimensions)
-    if has_language_model(task):
-        from textgym.lm.causal import load_causal_lm
-
-        weights = load_causal_lm(reference_model(task)).get_input_embeddings().get_parameter("weight")
-        points = _principal(weights.detach().double().numpy(), dimensions, task.vocabulary.allowed)
-    else:
-        points = np.random.default_rng([seed, 3]).standard_normal((task.vocabulary.size, dimensions))
-        points /= np.linalg.norm(points, axis=1, keepdims=True)
-    return np.asarray(np.clip(points / np.abs(points).max(0), -1.0, 1.0))
-
-
-def _principal(rows: Floats, dimensions: int, allowed: Bools) -> Floats:
-    """Return the rows on the main axes of the allowed ones."""
-    most = min(rows.shape[1], int(allowed.sum()) - 1)  # n points lie in n - 1 dimensions
-    if dimensions > most:
-        raise ValueError(
-            f"dimensions={dimensions!r}: the reference's embedding has {rows.shape[1]} for {allowed.sum()} allowed "
-            f"tokens; allowed is {most} at most"
-        )
-    centred = rows - rows[allowed].mean(0)
-    axes = np.linalg.svd(centred[allowed], full_matrices=False)[2][:dimensions]
-    return np.asarray(centred @ axes.T)
 
 
 class Table(Protocol):
@@ -359,20 +325,37 @@ class TurnEnv(SingleWrapper):
         fits = tokens.dtype.kind in "iu" and tokens.ndim == 1 and 0 < len(tokens) <= self._most
         if not fits or not ((tokens >= 0) & (tokens < size)).all():
             raise InvalidAction(f"action {action!r:.80}: allowed are 1..{self._most} ids in 0..{size - 1}")
-        state: TokenState = self.env.get_wrapper_attr("get_state")()
-        paid, written, turns = 0.0, len(state.turn), 0
-        short = f"action {action!r:.80}: ends after {len(tokens)} tokens, before what it writes does"
-        if self._turns == 1 and written + len(tokens) < self._budget and not {*tokens.tolist()} & {*self._ends}:
-            raise InvalidAction(short)  # before anything is written, which wrappers below would count
-        for time, token in enumerate(tokens.tolist()):
+        count = self._count(self.env.get_wrapper_attr("get_state")(), tokens.tolist())
+        if not count:  # before anything is written, which wrappers below would count
+            raise InvalidAction(
+                f"action {action!r:.80}: ends after {len(tokens)} tokens, before what it writes does; allowed are more"
+            )
+        paid = 0.0
+        for time, token in enumerate(tokens[:count].tolist()):
             observation, reward, terminated, truncated, info = self._step(token)
-            paid, written = paid + self._gamma**time * reward, written + 1
+            paid += self._gamma**time * reward
+            if terminated or truncated:
+                break
+        return observation, paid, terminated, truncated, {**info, "tokens": time + 1}
+
+    def _count(self, state: TokenState, tokens: list[int]) -> int:
+        """Return how many of the tokens are written at most; 0 where they are too few."""
+        if state.finish_reason is not None:
+            return 1  # the environment below refuses it
+        turns, written = max(self._turns - state.replies, 1), len(state.turn)
+        for time, token in enumerate(tokens, 1):
+            written += 1
             if token in self._ends or written == self._budget:
-                turns, written = turns + 1, 0
-            if terminated or truncated or turns == self._turns:
-                return observation, paid, terminated, truncated, {**info, "tokens": time + 1}
-        self.set_state(state)
-        raise InvalidAction(short)
+                turns, written = turns - 1, 0
+                if not turns:
+                    return time
+        if self._turns > 1:  # the environment may end the episode before its last turn
+            episodes = Episodes(self.task, self.env.get_wrapper_attr("split"), 1)
+            episodes.restore(0, state)
+            for time, token in enumerate(tokens, 1):
+                if episodes.store.append(0, token) and episodes.answer(np.zeros(1, np.int64)).size:
+                    return time
+        return 0
 
 
 class AnswerEnv(TurnEnv):

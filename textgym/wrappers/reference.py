@@ -1,4 +1,6 @@
-"""Wrappers that add a reference model's log-probabilities to the rewards, or its hidden states to the observations."""
+"""Wrappers that add a reference model's log-probabilities to the rewards, or its hidden states to the observations; and
+points for tokens from its embedding.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,10 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from textgym.checks import Bools, Floats, check_number
+from textgym.checks import Bools, Floats, check_count, check_number
 from textgym.lm.reference import Reference, restricted
 from textgym.state import Observation, TokenState
-from textgym.task import BETA
+from textgym.task import BETA, Task, has_language_model, reference_model
 from textgym.vector import refuse_together
 from textgym.vector_io import Infos
 from textgym.wrappers.base import (
@@ -35,6 +37,41 @@ if TYPE_CHECKING:
     from textgym.lm.causal import CausalLM
 
 FLOOR = -50.0  # nats
+
+
+def token_embedding(task: Task, dimensions: int, seed: int = 0) -> Floats:
+    """Return a point in [-1, 1]^D for every token: similar tokens are close to each other if the reference is an LM.
+
+    Args:
+        task: supplies vocabulary and reference.
+        dimensions: D; with an LM at most the width of its embedding, and less than the allowed tokens.
+        seed: of the random directions that replace the embedding where the reference is no LM.
+    Returns: (V, D) float64.
+    Raises: ValueError for D out of range.
+    """
+    check_count("dimensions", dimensions)
+    if has_language_model(task):
+        from textgym.lm.causal import load_causal_lm
+
+        weights = load_causal_lm(reference_model(task)).get_input_embeddings().get_parameter("weight")
+        points = _principal(weights.detach().double().numpy(), dimensions, task.vocabulary.allowed)
+    else:
+        points = np.random.default_rng([seed, 3]).standard_normal((task.vocabulary.size, dimensions))
+        points /= np.linalg.norm(points, axis=1, keepdims=True)
+    return np.asarray(np.clip(points / np.abs(points).max(0), -1.0, 1.0))
+
+
+def _principal(rows: Floats, dimensions: int, allowed: Bools) -> Floats:
+    """Return the rows on the main axes of the allowed ones."""
+    most = min(rows.shape[1], int(allowed.sum()) - 1)  # n points lie in n - 1 dimensions
+    if dimensions > most:
+        raise ValueError(
+            f"dimensions={dimensions!r}: the reference's embedding has {rows.shape[1]} for {allowed.sum()} allowed "
+            f"tokens; allowed is {most} at most"
+        )
+    centred = rows - rows[allowed].mean(0)
+    axes = np.linalg.svd(centred[allowed], full_matrices=False)[2][:dimensions]
+    return np.asarray(centred @ axes.T)
 
 
 class Bonus:
