@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from core_tools import word_task
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from textgym.env import TokenEnv
 from textgym.state import RUNNING, UNSET, Prompt, TokenState, TokenStore
 
 PROMPT = Prompt("two", (7, 8), 0)
@@ -103,19 +107,58 @@ def test_restore_and_replay_is_bit_identical() -> None:
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        (TokenState(Prompt("", (), 0)), "prompt has 0 tokens, allowed is 1..3"),
-        (TokenState(Prompt("", (1,) * 4, 0)), "prompt has 4 tokens"),
-        (TokenState(PROMPT, (1, 1, 1), "length"), "completion has 3 tokens, allowed is 0..2"),
-        (TokenState(PROMPT, (1, 1)), "budget of 2"),
-        (TokenState(PROMPT, (10,)), "outside 0..9"),
-        (TokenState(PROMPT, (-1,)), "outside 0..9"),
-        (TokenState(PROMPT, (1, 2), "eos"), "finish_reason='eos': allowed are 'stop', 'length' and None"),
-        (TokenState(PROMPT, (4,)), "runs on although its completion ends by a stop id"),
+        (
+            TokenState(Prompt("", (), 0)),
+            r"state: prompt.ids=\(\) \(0 values\): allowed is a tuple of 1..3 integers in 0..9",
+        ),
+        (TokenState(Prompt("", (1,) * 4, 0)), r"prompt.ids=\(1, 1, 1, 1\) \(4 values\)"),
+        (TokenState(Prompt("", (0.5,), 0)), r"prompt.ids=\(0.5,\)"),
+        (TokenState(PROMPT, (1, 1, 1), "length"), r"completion=\(1, 1, 1\) \(3 values\): allowed is a tuple of 0..2"),
+        (TokenState(PROMPT, (1, 1)), r"finish_reason=None with completion=\(1, 1\): allowed is 'length'"),
+        (TokenState(PROMPT, (10,)), r"completion=\(10,\) .* in 0..9"),
+        (TokenState(PROMPT, (-1,)), r"completion=\(-1,\)"),
+        (TokenState(PROMPT, (True,)), r"completion=\(True,\)"),
+        (TokenState(PROMPT, [1]), r"completion=\[1\] \(list\): allowed is a tuple"),
+        (TokenState(PROMPT, None), r"completion=None \(NoneType\)"),
+        (TokenState(PROMPT, (4, 1), "length"), r"goes on behind the id 4 at place 0; allowed is one that stops there"),
+        (TokenState(PROMPT, (1, 2), "eos"), r"finish_reason='eos' with completion=\(1, 2\): allowed is 'length'"),
+        (TokenState(PROMPT, (1, 2), []), r"finish_reason=\[\] with .*: allowed is 'length'"),
+        (TokenState(PROMPT, (1, 2), "stop"), "finish_reason='stop' with .*: allowed is 'length'"),
+        (TokenState(PROMPT, (4,)), r"finish_reason=None with completion=\(4,\): allowed is 'stop'"),
+        (TokenState(PROMPT, (1, 4), "length"), "finish_reason='length' with .*: allowed is 'stop'"),
+        (TokenState(PROMPT, (1,), "length"), "finish_reason='length' with .*: allowed is None"),
+        (TokenState(PROMPT, (), "stop"), "finish_reason='stop' with .*: allowed is None"),
+        (
+            TokenState(PROMPT, (1,), environment=(0, 0)),
+            r"environment=\(0, 0\): allowed is a tuple of places in 0..0, ascending",
+        ),
+        (TokenState(PROMPT, (1,), environment=[0]), r"environment=\[0\]"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused(state: TokenState, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         store().check(state)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": "a b"}, "prompt='a b': allowed is a Prompt"),
+        ({"prompt": Prompt("a b", [0, 2], None)}, r"prompt=Prompt\(.*\[0, 2\].*: allowed is a Prompt"),
+        ({"prompt": Prompt("a b", (0, 2), 1.0)}, r"prompt.index=1.0: allowed is an integer in 0\.\.2"),
+        ({"potential": float("nan")}, "potential=nan: allowed is a finite number"),
+        ({"episode_seed": "a"}, "episode_seed='a': allowed is an integer >= 0"),
+    ],
+)
+def test_a_state_of_other_types_is_refused_and_nothing_changes(changes: dict[str, Any], message: str) -> None:
+    env = TokenEnv(word_task())
+    env.reset(options={"prompt_index": 0})
+    env.step(0)
+    state = env.get_state()
+    with pytest.raises((TypeError, ValueError), match=f"^state: {message}"):
+        env.set_state(replace(state, **changes))
+    assert env.get_state() == state
+    assert env.step(0)[0]["input_ids"].tolist() == [0, 2, 0, 0, 4, 4, 4]
 
 
 def test_a_pickled_store_goes_on_as_the_original_does() -> None:

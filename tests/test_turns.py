@@ -121,7 +121,7 @@ def test_one_at_a_time_and_side_by_side_are_the_same(task, mode):
         over = first[2].copy()
 
 
-@pytest.mark.parametrize("hidden", [10**6, -1])
+@pytest.mark.parametrize("hidden", [10**6, -1, 1.0, True])
 def test_a_state_that_hides_what_cannot_be_is_refused(hidden):
     env = TokenEnv(make_task("TwentyQuestions", difficulty=3))
     env.reset(seed=7)
@@ -133,6 +133,24 @@ def test_a_state_that_hides_what_cannot_be_is_refused(hidden):
     plain.reset(seed=0)
     with pytest.raises(ValueError, match="state: hidden=0: allowed is None"):
         plain.set_state(replace(plain.get_state(), hidden=0))
+
+
+def test_a_state_with_all_replies_does_not_run_on():
+    env = TokenEnv(make_task("TwentyQuestions", difficulty=3))
+    env.reset(seed=7)
+    while not env.step(3)[2]:
+        pass
+    state = env.get_state()
+    assert state.replies == 4
+    with pytest.raises(ValueError, match=r"state: finish_reason=None with .*: allowed is 'stop' or 'length'"):
+        env.set_state(replace(state, finish_reason=None))
+    short = replace(state, completion=(3, 16), environment=(1,), finish_reason=None)
+    env.set_state(short)
+    with pytest.raises(
+        ValueError, match=r"state: environment=\(0, 2, 4, 6\): 4 replies, allowed are 0..3 while it runs"
+    ):
+        env.set_state(replace(short, completion=(16, 3) * 3 + (16,), environment=(0, 2, 4, 6)))
+    assert env.get_state() == short
 
 
 def test_how_many_ended_by_themselves_is_counted_in_turns():

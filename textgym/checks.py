@@ -145,6 +145,12 @@ def is_finite(value: object) -> TypeGuard[float]:
         return False
 
 
+def are_integers(values: object) -> TypeGuard[tuple[int, ...]]:
+    """Return whether a value is a tuple of integers, Python's or numpy's; bools do not count."""
+    kinds = {*map(type, values)} if isinstance(values, tuple) else {object}
+    return all(each is int or (issubclass(each, int | np.integer) and each is not bool) for each in kinds)
+
+
 def did_you_mean(name: object, allowed: Iterable[str]) -> str:
     """Return ' Did you mean ...?' for the nearest of `allowed`, or '' when none is near."""
     near = difflib.get_close_matches(name if isinstance(name, str) else shown(name), list(allowed), n=1, cutoff=0.6)

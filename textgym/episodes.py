@@ -12,11 +12,12 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
-from textgym.checks import Bools, Floats, Ints, check_flag
+from textgym.checks import Bools, Floats, Ints, are_integers, check_count, check_flag, check_number, shown
 from textgym.rewards import Scorer
 from textgym.rewards.dense import potential_difference
 from textgym.state import ENVIRONMENT, PROMPT, RUNNING, Prompt, TokenState, TokenStore
 from textgym.task import Judgement, Task
+from textgym.turns import SEEDS
 
 Mask = npt.NDArray[Any]
 
@@ -198,11 +199,24 @@ class Episodes:
         """Check a state. Raises: TypeError or ValueError if it is none, or does not fit task and split."""
         if not isinstance(state, TokenState):
             raise TypeError(f"state: {type(state).__name__} is not a TokenState, as get_state gives it")
-        index = state.prompt.index
-        if index is not None and (index >= len(self.prompts) or self.prompts[index] != state.prompt):
-            raise ValueError(f"state: its prompt is not prompt {index} of this task's {self.split} split")
+        prompt = state.prompt
+        if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str) or not isinstance(prompt.ids, tuple):
+            raise TypeError(f"state: prompt={shown(prompt)}: allowed is a Prompt, whose ids are a tuple")
+        if prompt.index is not None:
+            place = check_count("state: prompt.index", prompt.index, 0, len(self.prompts) - 1)
+            if self.prompts[place] != prompt:
+                raise ValueError(f"state: its prompt is not prompt {place} of this task's {self.split} split")
+        check_number("state: potential", state.potential, unit="reward units")
+        if state.episode_seed is not None:
+            check_count("state: episode_seed", state.episode_seed, 0)
         self._check_hidden(state)
         self.store.check(state)
+        most = None if self.task.turns is None else self.task.turns.most - (state.finish_reason is None)
+        if most is not None and state.replies > most:
+            when = "while it runs" if state.finish_reason is None else "at the end"
+            raise ValueError(
+                f"state: environment={shown(state.environment)}: {state.replies} replies, allowed are 0..{most} {when}"
+            )
 
     def _check_hidden(self, state: TokenState) -> None:
         """Raise ValueError for a state that hides what its prompt cannot; a search hides nothing (None)."""
@@ -210,9 +224,9 @@ class Episodes:
             return
         turns = self.task.turns
         weights = () if turns is None else turns.responder.weights(state.prompt)
-        if weights is not None and state.hidden not in range(len(weights)):
-            allowed = f"0..{len(weights) - 1}" if weights else "None"
-            raise ValueError(f"state: hidden={state.hidden!r}: allowed is {allowed}")
+        most = SEEDS if weights is None else len(weights)
+        if not are_integers((state.hidden,)) or not 0 <= state.hidden < most:
+            raise ValueError(f"state: hidden={shown(state.hidden)}: allowed is {f'0..{most - 1}' if most else None}")
 
     def _judge(self, rows: list[int], texts: list[str] | None, scorer: Scorer | None) -> Judgement:
         store = self.store

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from operator import sub
+from operator import lt, sub
 from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from textgym.checks import Bools, Ints
+from textgym.checks import Bools, Ints, are_integers, shown
 
 FinishReason = Literal["stop", "length"]
 Observation = dict[str, npt.NDArray[Any]]
@@ -160,6 +160,7 @@ class TokenStore:
         self.replies = np.zeros(rows, dtype=np.int64)
         self._stop_code = np.zeros(size, dtype=np.int8)
         self._stop_code[list(stop_ids)] = _STOP
+        self._stops = frozenset(stop_ids)
         self._cursor = np.arange(rows) * self.width  # where the next token goes, in the flat arrays
         # The L values from L - i on are a row whose prompt has i tokens: one write fills it.
         places = np.arange(2 * self.width) - self.width
@@ -363,19 +364,35 @@ class TokenStore:
         self._keeps: list[Prompt | None] = [None] * self._kept
 
     def check(self, state: TokenState) -> None:
-        """Raise ValueError if a state does not fit these limits or this vocabulary."""
-        prompt, completion, size = len(state.prompt.ids), len(state.completion), len(self._stop_code)
-        if not 1 <= prompt <= self.max_prompt_tokens:
-            raise ValueError(f"state: its prompt has {prompt} tokens, allowed is 1..{self.max_prompt_tokens}")
-        if completion > self.max_new_tokens:
-            raise ValueError(f"state: its completion has {completion} tokens, allowed is 0..{self.max_new_tokens}")
-        if not all(0 <= place < completion for place in state.environment):
-            raise ValueError(f"state: environment={state.environment}: allowed are places in 0..{completion - 1}")
-        if len(state.turn) >= self.turn_tokens and state.finish_reason is None:
-            raise ValueError(f"state: runs on although its budget of {self.turn_tokens} tokens is spent")
-        if not all(0 <= token < size for token in state.tokens):
-            raise ValueError(f"state: holds an id outside 0..{size - 1} (the vocabulary has {size} tokens)")
-        if state.finish_reason not in _CODES:
-            raise ValueError(f"state: finish_reason={state.finish_reason!r:.80}: allowed are 'stop', 'length' and None")
-        if self._one_turn and completion and state.finish_reason is None and self._stop_code[state.completion[-1]]:
-            raise ValueError("state: runs on although its completion ends by a stop id")
+        """Raise ValueError if a state does not fit these limits or this vocabulary, or contradicts itself."""
+        size, completion, places = len(self._stop_code), state.completion, state.environment
+        _check_ids("prompt.ids", state.prompt.ids, 1, self.max_prompt_tokens, size)
+        _check_ids("completion", completion, 0, self.max_new_tokens, size)
+        if not are_integers(places) or not all(map(lt, (-1, *places), (*places, len(completion)))):
+            allowed = f"a tuple of places in 0..{len(completion) - 1}, ascending"
+            raise ValueError(f"state: environment={shown(places)}: allowed is {allowed}")
+        if not self._stops.isdisjoint(completion[:-1]):
+            for place, token in enumerate(completion[:-1]):
+                if token in self._stops and place not in places and place + 1 not in places:
+                    given = f"completion={shown(completion)}: goes on behind the id {token} at place {place}"
+                    raise ValueError(f"state: {given}; allowed is one that stops there")
+        turn = state.turn
+        stopped, answered = bool(turn) and turn[-1] in self._stops, bool(completion) and not turn
+        spent = len(turn) >= self.turn_tokens or len(completion) == self.max_new_tokens
+        can_be: dict[FinishReason | None, bool] = {
+            None: not (stopped or spent),
+            "stop": stopped or answered or (spent and not self._one_turn),
+            "length": not stopped and (answered or spent),
+        }
+        if type(state.finish_reason) not in (str, type(None)) or not can_be.get(state.finish_reason):
+            allowed = " or ".join(repr(reason) for reason, fits in can_be.items() if fits)
+            given = f"finish_reason={shown(state.finish_reason)} with completion={shown(completion)}"
+            raise ValueError(f"state: {given}: allowed is {allowed}")
+
+
+def _check_ids(name: str, ids: tuple[int, ...], least: int, most: int, size: int) -> None:
+    if not (are_integers(ids) and least <= len(ids) <= most and 0 <= min(ids, default=0) <= max(ids, default=0) < size):
+        held = f"{len(ids)} values" if isinstance(ids, tuple) else type(ids).__name__
+        raise ValueError(
+            f"state: {name}={shown(ids)} ({held}): allowed is a tuple of {least}..{most} integers in 0..{size - 1}"
+        )

@@ -21,7 +21,7 @@ from textgym.codecs.chat import MASK, Conversation, around, as_one_message, comm
 from textgym.state import Prompt, TokenState
 from textgym.vocab import Vocabulary
 
-_SEEDS: Final = 2**63
+SEEDS: Final = 2**63
 
 
 class Reply(NamedTuple):
@@ -107,7 +107,7 @@ class Turns:
         """Return what is hidden in an episode, by one draw."""
         weights = self.responder.weights(prompt)
         if weights is None:
-            return int(generator.integers(_SEEDS))
+            return int(generator.integers(SEEDS))
         return _choose(weights, generator)
 
     def last(self, state: TokenState) -> bool:

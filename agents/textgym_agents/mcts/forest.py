@@ -52,7 +52,8 @@ class Model:
         self.task, self.split, self.rows, self.scored = task, split, rows, 0
         self.env = TokenVectorEnv(task, rows, split=split, segments=True, autoreset_mode=AutoresetMode.DISABLED)
         # What is not used has ended: it is neither moved nor scored.
-        self._parked = TokenState(task.encoded(split)[0], (), "length")
+        prompt, stops = task.encoded(split)[0], task.end_ids[:1]
+        self._parked = TokenState(prompt, stops or (0,) * task.max_new_tokens, "stop" if stops else "length")
 
     def place(self, states: Sequence[TokenState]) -> Arrival:
         """Put n running states into the first rows."""
