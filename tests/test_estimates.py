@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
 from textgym import estimates, make_task
 from textgym.estimates import (
@@ -90,10 +91,12 @@ def test_the_log_of_a_mean_loses_its_leading_bias():
 
 
 def test_student_s_quantile_over_the_normal_one():
-    # Abramowitz and Stegun 26.7.5 to two terms, at 10 and 4 degrees of freedom: 2.225416 and 2.729438 over 1.959964.
-    assert estimates._student(11.0) == pytest.approx(1.135437, abs=1e-6)
-    assert estimates._student(5.0) == pytest.approx(1.392596, abs=1e-6)
-    assert estimates._student(31.0) == pytest.approx(2.042272 / 1.959964, rel=1e-4)  # of printed tables
+    # One and two degrees of freedom have closed forms; the others are those of scipy, between the table's too.
+    closed = [math.tan(0.475 * math.pi), 0.95 * math.sqrt(2 / (1 - 0.95**2))]
+    assert estimates._student(np.array([2.0, 3.0])) == pytest.approx(np.array(closed) / 1.959964, rel=1e-6)
+    freedom = np.concatenate([1 / np.linspace(1.0, 0.01, 500), [1e6]])
+    assert estimates._student(freedom + 1) == pytest.approx(student.ppf(0.975, freedom) / 1.959964, rel=5e-4)
+    assert estimates._student(math.inf) == 1.0
     assert estimates._student(1.2) == estimates._student(2.0)  # one degree of freedom at least
     assert estimates._student(2.0) < estimates._student(1.0) * 1.000001
 
