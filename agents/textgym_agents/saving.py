@@ -201,3 +201,11 @@ def flag(state: Mapping[str, object], name: str) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{name}={value!r:.80}: allowed is true or false")
     return value
+
+
+def text(state: Mapping[str, object], name: str) -> str:
+    """Return a text of a saved state. Raises: KeyError without it; ValueError for anything else."""
+    value = state[name]
+    if not isinstance(value, str):
+        raise ValueError(f"{name}={value!r:.80}: allowed is a text")
+    return value

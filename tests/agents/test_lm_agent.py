@@ -1,6 +1,7 @@
 """What every agent on a language model does with settings, checkpoints, and models and environments that do not fit."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -247,6 +248,16 @@ def test_a_damaged_checkpoint_is_one_clear_error(agent, env, tmp_path):
     agent.save(tmp_path / "agent")
     (tmp_path / "agent" / "tensors.safetensors").write_bytes(b"junk")
     with pytest.raises(ValueError, match="the saved agent is damaged"):
+        LMPPO.load(tmp_path / "agent", env)
+
+
+@pytest.mark.parametrize("value", [["a rate"], 3, None])
+def test_what_chose_the_rate_is_a_text(agent, env, tmp_path, value):
+    agent.save(tmp_path / "agent")
+    head = json.loads((tmp_path / "agent" / "agent.json").read_text())
+    head["state"]["chosen"] = value
+    (tmp_path / "agent" / "agent.json").write_text(json.dumps(head))
+    with pytest.raises(ValueError, match=f"or is damaged .*chosen={re.escape(repr(value))}: allowed is a text"):
         LMPPO.load(tmp_path / "agent", env)
 
 

@@ -46,7 +46,7 @@ from textgym_agents.lm.parts import (
 from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.lm.sharding import release
 from textgym_agents.lm.start import AdapterOff, FrozenPolicy, fingerprint, has_fingerprint
-from textgym_agents.saving import HEAD, Saved, count, flag, number, read_saved
+from textgym_agents.saving import HEAD, Saved, count, flag, number, read_saved, text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -209,7 +209,7 @@ class SavedLM(ABC):
             setattr(agent, name, read(dict.fromkeys(_SETTLED, 0.0) | state, name))
         agent.value_scale = None if state["value_scale"] is None else number(state, "value_scale")
         agent.has_own_reference = flag(state, "own_reference") or is_sharded(agent.policy)
-        agent.chosen = str(state.get("chosen", ""))
+        agent.chosen = text({"chosen": ""} | state, "chosen")
         agent.scorers = state.get("scorers", []) if saved.same_task else []
         return agent
 
