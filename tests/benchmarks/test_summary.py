@@ -109,7 +109,9 @@ def test_a_score_without_end_is_clipped_in_aggregates_only_and_counted():
     assert (row.iqm.value, row.mean.value) == (-1.0, pytest.approx(-1.0))
     assert row.counts.clipped == 15
     assert entry_of(summary, "mcts", "Copy").optimality.value == pytest.approx(np.mean(finals("mcts", "Copy")))
-    (item,) = finding_of(summary, "clipped").items
+    found = finding_of(summary, "clipped")
+    (item,) = found.items
+    assert found.title == "Agents with runs below -1, which count as -1 in aggregates"
     assert item == f"mcts: 15 of 15 runs, the least {min(finals('mcts')):.1f}"
 
 
@@ -120,6 +122,7 @@ def test_an_agent_without_a_kl_is_shown_with_its_reward():
     assert (row.counts.done, row.counts.no_optimality) == (15, 15)
     assert entry_of(summary, "sb3-ddpg", "Copy").reward.value is not None
     assert finding_of(summary, "no_optimality").items == ("sb3-ddpg: 15 of 15 runs",)
+    assert finding_of(summary, "no_optimality").title.startswith("Agents with runs without an optimality: ")
     assert "sb3-ddpg" not in summary.pairwise.agents
     assert "sb3-ddpg" not in summary.radar.agents
 
@@ -256,6 +259,7 @@ def test_surprises_are_found():
     assert not any("reference on" in item for item in items["below_reference"])
     assert items["seeds_disagree"] == (f"rloo on Copy-v0: -0.10 to {max(finals('rloo', 'Copy')[1:]):.2f}",)
     assert items["above_one"] == ("lm-ppo on Json-v0: 3 of 3 runs",)
+    assert finding_of(summary, "above_one").title.startswith("Agents on problems with runs above J* by more than ")
     assert items["unsolved"] == ("Bandit-v0: best is lm-ppo with 0.40",)
     assert "rloo on Helpful-v0: reward +0.200, gold -0.100" in items["overoptimised"]
     assert items["weak_optimum"] == ("Json-v0: 4.2",)

@@ -22,7 +22,7 @@ class Surprise:
     """One kind of unexpected result.
 
     Attributes:
-        kind: a word for programs. title: a sentence about all items.
+        kind: a word for programs. title: what each item is about; a page shows it with their number.
         items: one line each, none if there is nothing to tell. They quote names of agents and tasks and messages of
             errors, which have to be escaped where they are shown.
     """
@@ -147,13 +147,13 @@ def _weak_optimum(tables: _Tables) -> Iterator[str]:
 
 _RULES: tuple[tuple[str, str, Callable[[_Tables], Iterator[str]]], ...] = (
     ("failed", "Runs that failed", _failed),
-    ("missing", "Runs that have no result yet", _missing),
+    ("missing", "Agents on problems with runs that have no result yet", _missing),
     (
         "no_optimality",
-        "Runs without an optimality: the agent has no KL, or J* is not known or the reference's J",
+        "Agents with runs without an optimality: they have no KL, or J* is not known or the reference's J",
         _no_optimality,
     ),
-    ("clipped", f"Runs below {FLOOR:g}, which count as {FLOOR:g} in aggregates", _clipped),
+    ("clipped", f"Agents with runs below {FLOOR:g}, which count as {FLOOR:g} in aggregates", _clipped),
     ("below_reference", "Worse after learning than the reference", _below_reference),
     ("unsolved", f"Problems on which no agent reaches {SOLVED}", _unsolved),
     ("seeds_disagree", f"Seeds more than {DISAGREE} apart (clipped)", _seeds_disagree),
@@ -161,7 +161,7 @@ _RULES: tuple[tuple[str, str, Callable[[_Tables], Iterator[str]]], ...] = (
     ("overoptimised", "Paid more and worth less: reward up, gold down", _overoptimised),
     (
         "above_one",
-        "Runs above J* by more than their interval: J* was estimated too low "
+        "Agents on problems with runs above J* by more than their interval: J* was estimated too low "
         "(python -m textgym_benchmarks.run.optima renews that of a shipped task)",
         _above_one,
     ),
