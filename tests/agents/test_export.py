@@ -110,6 +110,9 @@ def test_the_card_s_numbers_are_those_of_eval(exported, capsys):
         mean, low, high = (report[name][key] for key in ("mean", "low", "high"))
         assert is_finite(low)
         assert re.search(rf"\| {label} \| [^|]* \| {mean:z.3f} \[{low:z.3f}, {high:z.3f}\] \|", text)
+    assert report["reward_terms"]
+    for name, mean in report["reward_terms"].items():
+        assert re.search(rf"\| term {re.escape(name)} \| -?\d+\.\d{{3}} \| {mean:z.3f} \|", text)
     assert "J\\* is not known: 0 completions a prompt" in text
     samples = (exported / "run/samples.jsonl").read_text().splitlines()
     assert json.dumps(json.loads(samples[-1])["completion"], ensure_ascii=False) in text
@@ -131,6 +134,15 @@ def test_the_card_says_how_j_star_is_known(exported, tmp_path, exact, row):
     assert "and 0 tokens that it never writes. " in card(tmp_path, report)
     assert "and 1 token that it never writes. " in card(tmp_path, report | {"suppressed": 1})
     assert "J\\* is not known" not in card(tmp_path, report)
+
+
+def test_the_card_has_the_terms_of_the_reward(exported, tmp_path):
+    (tmp_path / "config.json").write_bytes((exported / "run/config.json").read_bytes())
+    result = read_json(exported / "run/result.json")
+    before, after = {"eval/terms/old": 1.0, "eval/terms/a|b": 0.25}, {"eval/terms/a|b": -0.5, "eval/terms/new": 2.0}
+    write_json(tmp_path / "result.json", result | {"before": before, "after": after})
+    text = card(tmp_path, {"agent": "rloo", "parameters": 3, "temperature": 1.0, "suppressed": 0})
+    assert "|--:|--:|\n| term a\\|b | 0.250 | -0.500 |\n| term new | - | 2.000 |\n" in text
 
 
 class Hub(BaseHTTPRequestHandler):

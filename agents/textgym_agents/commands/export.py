@@ -108,10 +108,12 @@ def _measures(run: RunFolder, config: JsonObject) -> str:
     with reading(path, "the result"):
         result = read_json(path)
         before, after, optimum, beta = (result[name] for name in ("before", "after", "optimum", "beta"))
+        names = [name.removeprefix("eval/") for name in after if name.startswith("eval/terms/")]
+        terms = {name: name.replace("terms/", "term ", 1).replace("|", "\\|") for name in names}
         lines = ["| measure | before | after |", "|---|--:|--:|"]
         lines += [
             f"| {label} | {cell(before, name)} | {cell(after, name)} |"
-            for name, label in MEASURES.items()
+            for name, label in (MEASURES | terms).items()
             if after.get(f"eval/{name}") is not None
         ]
         value = optimum["value"]
