@@ -131,7 +131,23 @@ def test_unvisited_tokens_have_the_mean_of_their_state():
     assert action_values[:, 0, 0].tolist() == pytest.approx([3, 3, 5, 5])
     estimate = fitted_interval(log, np.array([[2, 0, 2, 0], [0, 2, 0, 2]]))
     assert estimate.mean == pytest.approx(0.3 * 2 + 0.5 * 6 + 0.2 * 4)
-    assert estimate.low >= 0.3 * 1 + 0.5 * 6 + 0.2 * 3.5
+    # The two resamples give 0.3 * 1 + 0.5 * 6 + 0.2 * 3.5 = 4 and 0.3 * 3 + 0.5 * 6 + 0.2 * 4.5 = 4.8. Of 4 episodes
+    # the deviations are widened by sqrt(4 / 3), and the quantiles between two values are 0.95 of the way.
+    far = 0.95 * 0.4 * (4 / 3) ** 0.5
+    assert (estimate.low, estimate.high) == pytest.approx((4.4 - far, 4.4 + far))
+
+
+def test_the_interval_of_fitted_q_holds_its_estimate_though_every_resample_is_lower():
+    # A resample that lacks the one token that pays counts it as the mean of the others: 0.9 * 0 instead of 0.9 * 1.
+    tokens = np.array([0, 0, 0, 1])[:, None]
+    chances = np.log(np.array([0.1, 0.9])[tokens])
+    paid = np.array([[0.0], [0.0], [0.0], [1.0]])
+    log = Logged(
+        np.ones(4, dtype=np.int64), np.zeros((4, 1), dtype=np.int64), tokens, paid, chances, chances, np.zeros(4)
+    )
+    estimate = fitted_interval(log, np.array([[2, 2, 0, 0], [1, 3, 0, 0], [1, 1, 1, 1]]))
+    assert estimate.mean == pytest.approx(0.9)
+    assert estimate.low < estimate.mean < estimate.high
 
 
 def test_weights_by_hand():

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from textgym.checks import Bools, Floats, Ints, check_count
-from textgym.estimates import Estimate, interval, resampled_counts
+from textgym.estimates import Estimate, interval, resampled_counts, widen
 
 FEWEST: Final = 10.0
 """Effective samples below which nothing is estimated."""
@@ -317,7 +317,9 @@ def judge(log: Logged, seed: int = 0, group: int = 1) -> dict[str, Judged]:
 
 
 def fitted_interval(log: Logged, counts: Ints | Floats, group: int = 1) -> Estimate:
-    """Return the mean of V(s_0) by fitted Q, with the percentile interval of fits to resampled episodes.
+    """Return the mean of V(s_0) by fitted Q, with the percentile interval of fits to resampled episodes, see `widen`.
+
+    A resample lacks tokens that the log has, which biases its fit as the log's own is biased: once is enough.
 
     Args: counts: (R, B / group), how often each group is drawn.
     """
@@ -329,7 +331,7 @@ def fitted_interval(log: Logged, counts: Ints | Floats, group: int = 1) -> Estim
         own = columns[:, start : start + at_once]
         parts.append((own * fitted_q(log, own)[0][:, 0]).sum(0) / own.sum(0))
     means = np.concatenate(parts)
-    return interval(float(means[0]), means[1:])
+    return interval(float(means[0]), widen(means[:1], means[1:, None], counts.shape[1])[:, 0])
 
 
 def _grouped(each: Floats, group: int) -> Floats:
