@@ -63,8 +63,7 @@ class LMPolicy(nn.Module):
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self._bias: Tensor
-        bias = logit_bias(allowed, self.backbone.vocab_size, self.device, temperature)
-        self.register_buffer("_bias", bias, persistent=False)
+        self.register_buffer("_bias", logit_bias(allowed, self.backbone.vocab_size, self.device, temperature), False)
         self._decoder = Decoder(self.backbone, self.device)
         self.cut: Cut | None = None  # what it leaves out when it acts
 
