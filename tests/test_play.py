@@ -80,7 +80,7 @@ def test_rows_that_are_not_to_run_are_left_alone() -> None:
 
     env.reset(seed=0)
     states = env.get_states()
-    states[0] = replace(states[0], finish_reason="length")
+    states[0] = replace(states[0], completion=(STOP,), finish_reason="stop")
     played = play_batch(env, env.set_states(states), choose, running=np.array([False, True]))
     assert turns == [([1], 1)]
     assert played.lengths.tolist() == [0, 1]
