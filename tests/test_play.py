@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli_tools import run
 from core_tools import word_task
 from gymnasium.vector import AutoresetMode, VectorWrapper
 from house_tools import HOUSE
 
 from textgym import sampling
+from textgym.parts import kept_until_done
 from textgym.play import Turn, check_env, play_batch, reset_groups
 from textgym.rewards import RewardError, RunningNorm
 from textgym.rewards.scorer import scorers_restored
@@ -239,7 +241,19 @@ def test_a_sampling_that_was_broken_off_goes_on_to_the_same_bits(
     expected = played(whole)
     assert expected.failures  # there is something of each kind to keep
     assert same_episodes(played(Breaks(task, 0), full), expected)
-    assert not full.exists()
+    read = Breaks(task, 0)
+    assert same_episodes(played(read, full), expected)
+    assert read.calls < whole.calls / 10  # all of it was there
+    (full / "mine.txt").touch()
+    with kept_until_done(full):
+        pass
+    assert [path.name for path in full.iterdir()] == ["mine.txt"]
+    with pytest.raises(KeyboardInterrupt), kept_until_done(tmp_path / "kept"):
+        played(Breaks(task, whole.calls - 1), tmp_path / "kept")
+    assert list((tmp_path / "kept").iterdir())
+    with kept_until_done(tmp_path / "kept"):
+        pass
+    assert not (tmp_path / "kept").exists()
     for last in (2, whole.calls // 2, whole.calls // 4):
         with pytest.raises(KeyboardInterrupt):
             played(Breaks(task, last), tmp_path / "kept")
@@ -250,13 +264,43 @@ def test_a_sampling_that_was_broken_off_goes_on_to_the_same_bits(
     assert (found.failures, found.answer_tokens) == (expected.failures, 0.0)
     assert list(found.terms) == list(expected.terms)
     assert again.calls <= whole.calls * 3 / 4
-    assert not (tmp_path / "kept").exists()
     # What another policy or another call has kept is not read.
-    with pytest.raises(KeyboardInterrupt):
-        played(Breaks(task, whole.calls - 1), tmp_path / "kept")
     biased = [played(Breaks(task, 0, bias=0.5), keep) for keep in (None, tmp_path / "kept")]
     assert same_episodes(*biased)
     assert not same_episodes(biased[0], expected)
+
+
+@pytest.mark.slow
+def test_an_evaluation_from_the_command_line_that_was_broken_off_goes_on(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = ("--env", 'prompts=["a","b"]', "max_new_tokens=6", "reward=length")
+    words = ("eval", "Text-v0", "--per-prompt", "8", "--optimum-per-prompt", "16", "--json", *options)
+    played: list[int] = []
+    most, whole = [99], sampling._play_part
+
+    def part(*arguments: Any) -> Any:
+        if len(played) == most[-1]:
+            raise KeyboardInterrupt
+        played.append(0)
+        return whole(*arguments)
+
+    monkeypatch.setattr(sampling, "_BLOCK", 8)
+    monkeypatch.setattr(sampling, "_play_part", part)
+    code, expected, err = run(capsys, *words)
+    assert code == 0, err
+    assert len(played) == 6  # four blocks for J*, two for J
+    kept = ("--keep", str(tmp_path / "kept"))
+    for parts, seed in ((5, "0"), (3, "1")):
+        most.append(parts)
+        played.clear()
+        assert run(capsys, *words, "--seed", seed, *kept)[0] == 130
+    most.append(99)
+    played.clear()
+    code, found, err = run(capsys, *words, *kept)
+    assert (code, len(played)) == (0, 1), err
+    assert found == expected
+    assert len(list((tmp_path / "kept").glob("*/*"))) == 3  # what the other command has sampled
 
 
 class Acts(Held):

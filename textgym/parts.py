@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textgym.checks import JsonObject
-from textgym.files import make_folder, reading, remove_folder, write_bytes
+from textgym.files import make_folder, reading, write_bytes
 
 Arrays = dict[str, NDArray[Any]]
+_ENDS = ".part.safetensors"
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class KeptParts:
 
     Attributes:
         folder: their folder, which is made where it is needed; None: nothing is kept.
-        signs: what tells this sampling from any other; parts of another one are not read.
+        signs: a name that tells this sampling from any other, whose parts may be in the same folder.
     """
 
     folder: Path | None
@@ -51,8 +54,6 @@ class KeptParts:
 
         with reading(path, "the part of a sampling"), safe_open(path, "numpy") as file:
             kept = json.loads((file.metadata() or {})["part"])
-            if kept["signs"] != self.signs:
-                return None
             found: dict[str, Arrays] = {"arrays": {}, "terms": {}}
             for key in file.keys():  # noqa: SIM118
                 kind, name = key.split("/", 1)
@@ -70,15 +71,24 @@ class KeptParts:
         texts = {name: values.tolist() for name, values in part.arrays.items() if values.dtype == object}
         numbers = {f"arrays/{name}": values for name, values in part.arrays.items() if name not in texts}
         numbers |= {f"terms/{name}": values for name, values in part.terms.items()}
-        kept = json.dumps({"signs": self.signs, "texts": texts, "facts": part.facts})
+        kept = json.dumps({"texts": texts, "facts": part.facts})
         make_folder(self.folder)
         content = save({name: np.ascontiguousarray(values) for name, values in numbers.items()}, {"part": kept})
         write_bytes(self._path(self.folder, first), content)
 
-    def clear(self) -> None:
-        """Remove the folder."""
-        if self.folder is not None:
-            remove_folder(self.folder)
-
     def _path(self, folder: Path, first: int) -> Path:
-        return folder / f"{first}.safetensors"
+        return folder / f"{self.signs}-{first}{_ENDS}"
+
+
+@contextlib.contextmanager
+def kept_until_done(folder: Path | None) -> Iterator[Path | None]:
+    """Give a folder to samplings for their parts, which are removed once all of them have ended without an error.
+
+    Other files in the folder stay, and so does the folder if there are any.
+    """
+    yield folder
+    if folder is not None:
+        for path in folder.glob(f"*{_ENDS}"):
+            path.unlink()
+        with contextlib.suppress(OSError):
+            folder.rmdir()

@@ -151,9 +151,10 @@ def play(
         deterministic: take the likeliest token instead of drawing.
         others: more policies with log-probabilities; each writes `per_prompt` completions too, behind `policy`'s.
             KL and entropy are those of the policy that wrote; `log_probs` has all of them.
-        keep: a folder for the parts that have been played, which is removed at the end. If a call was broken off, the
-            same call goes on from them, to the same bits. None: nothing is kept. Neither is anything kept for a policy
-            that acts by itself or searches, or for a reward that compares completions or learns.
+        keep: a folder for the parts that have been played. If a call was broken off, the same call goes on from them,
+            to the same bits; they are not removed (`textgym.parts.kept_until_done`). None: nothing is kept. Neither is
+            anything kept for a policy that acts by itself or searches, or for a reward that compares completions or
+            learns.
     Raises: ValueError if `per_prompt` is not in 1..MOST_ROWS, `seed` is below 0, a prompt is not there, one of several
         policies has no log-probabilities, or what a policy says is of another shape, NaN or +inf.
     """
@@ -208,7 +209,6 @@ def _played(
                 parts.append(found)
     for each in cached:
         each.forget()
-    kept.clear()
     return parts
 
 
@@ -352,14 +352,15 @@ def _signs(writers: _Writers, task: Task, split: str, rows: Ints, most: int, see
     env = batch_env(task, min(len(rows), 8), split)
     observation, _ = env.reset(seed=seed, options={"prompt_index": rows[: env.num_envs]})
     env.close()
-    digest = hashlib.sha256(json.dumps([split, seed, writers.deterministic, most, rows.tolist()]).encode())
+    what = [task.name, task.reward_name, task.max_new_tokens, task.gamma, split, seed, writers.deterministic]
+    digest = hashlib.sha256(json.dumps([*what, most, rows.tolist()]).encode())
     for policy in (*writers.policies, *([] if writers.reference is None else [writers.reference])):
         searches = isinstance(policy, SearchingPolicy) and policy.plans
         logs = None if searches else policy.log_probs(copied(observation))
         if logs is None:
             return None
         digest.update(np.asarray(logs).tobytes())
-    return digest.hexdigest()
+    return digest.hexdigest()[:24]
 
 
 def _play_part(writers: _Writers, task: Task, split: str, places: Ints, part: slice) -> Part:

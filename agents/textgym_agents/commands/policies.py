@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -18,6 +19,7 @@ from textgym.estimates import Estimate
 from textgym.evaluate import MOST_K, at_k, evaluate
 from textgym.files import plain
 from textgym.interrupts import disk_full_at
+from textgym.parts import kept_until_done
 from textgym.prompts import Split
 from textgym.task import BETA
 from textgym_agents.commands.running import how_measured, measures_table
@@ -148,6 +150,9 @@ class EvalFlags(PolicyFlags):
     """Show pass@k, majority@k and avg@k for these values of k, each at most --per-prompt, as in --k 1 4 16."""
     right: float | None = None
     """With --k: the lowest reward of a correct completion; by default the highest reward that can be paid."""
+    keep: Path | None = None
+    """A folder for what has been sampled. If this command is interrupted, the same command continues from there. At the
+    end, the samples are removed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,6 +163,11 @@ class EvalFlags(PolicyFlags):
         check_count("optimum_per_prompt", self.optimum_per_prompt, 0, MOST_ROWS)
         if self.beta is not None:
             check_number("beta", self.beta, 0, unit=BETA)
+
+    def parts(self) -> Path | None:
+        """Return the folder in `keep` for what this command samples: another command has another one."""
+        words = json.dumps({**asdict(self), "keep": None}, default=str)
+        return None if self.keep is None else self.keep / hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
 def eval_command(arguments: list[str]) -> None:
@@ -171,29 +181,32 @@ def eval_command(arguments: list[str]) -> None:
     if caveat := agent.caveat(task, flags.split):
         note(caveat)
     beta = task.beta if flags.beta is None else flags.beta
-    _LOG.info("computing J*")
-    optimum = optimum_for(
-        agent,
-        task,
-        agent.own_reference(),
-        Path(flags.agent),
-        beta=beta,
-        split=flags.split,
-        per_prompt=flags.optimum_per_prompt,
-        seed=flags.seed,
-    )
-    _LOG.info("evaluating")
-    evaluation = evaluate(
-        agent,
-        task,
-        reference_of(agent, task),
-        optimum,
-        beta=beta,
-        split=flags.split,
-        per_prompt=flags.per_prompt,
-        seed=flags.seed,
-        deterministic=flags.deterministic,
-    )
+    with kept_until_done(flags.parts()) as keep:
+        _LOG.info("computing J*")
+        optimum = optimum_for(
+            agent,
+            task,
+            agent.own_reference(),
+            Path(flags.agent),
+            beta=beta,
+            split=flags.split,
+            per_prompt=flags.optimum_per_prompt,
+            seed=flags.seed,
+            keep=keep,
+        )
+        _LOG.info("evaluating")
+        evaluation = evaluate(
+            agent,
+            task,
+            reference_of(agent, task),
+            optimum,
+            beta=beta,
+            split=flags.split,
+            per_prompt=flags.per_prompt,
+            seed=flags.seed,
+            deterministic=flags.deterministic,
+            keep=keep,
+        )
     several = at_k(task, evaluation.episodes, flags.k, flags.right) if flags.k else {}
     if flags.json:
         report = {"id": env_id, "agent": flags.agent, "split": flags.split, "seed": flags.seed}

@@ -13,6 +13,7 @@ from textgym.evaluate import EvaluationResult, evaluate
 from textgym.files import reading
 from textgym.interrupts import TrainingInterrupted, disk_full_at, first_interrupt
 from textgym.optimum import Optimum, optimum_of
+from textgym.parts import kept_until_done
 from textgym.sources import versions
 from textgym_agents.algorithms.fixed import reference_of
 from textgym_agents.config import TrainSettings
@@ -303,15 +304,10 @@ class Training:
 
     def _work_out(self, proposals: Sequence[Agent] = ()) -> Optimum:
         # Always the same samples, so that every run of a task is measured against the same J*.
-        return optimum_of(
-            self.task,
-            proposals,
-            self.reference if self.has_own_reference else None,
-            beta=self.beta,
-            split=self._settings.split,
-            per_prompt=self._settings.optimum_per_prompt,
-            keep=None if self._folder is None else self._folder.sampling,
-        )
+        split, each = self._settings.split, self._settings.optimum_per_prompt
+        reference = self.reference if self.has_own_reference else None
+        with kept_until_done(None if self._folder is None else self._folder.sampling) as keep:
+            return optimum_of(self.task, proposals, reference, beta=self.beta, split=split, per_prompt=each, keep=keep)
 
     def _evaluate_last(self, folder: RunFolder, watcher: Watcher) -> EvaluationResult:
         if self._unsettled:
@@ -326,7 +322,8 @@ class Training:
     def _evaluate(self, per_prompt: int) -> EvaluationResult:
         assert self._optimum is not None
         optimum = unsettled(self._optimum) if self._unsettled else self._optimum
-        with to_evaluate(self._agent, self._settings.agent, self._env) as agent:
+        keep = None if self._folder is None else self._folder.sampling
+        with kept_until_done(keep), to_evaluate(self._agent, self._settings.agent, self._env) as agent:
             return evaluate(
                 agent,
                 self.task,
@@ -336,7 +333,7 @@ class Training:
                 split=self._settings.split,
                 per_prompt=per_prompt,
                 seed=self._seed,
-                keep=None if self._folder is None else self._folder.sampling,
+                keep=keep,
             )
 
     def _record(

@@ -247,18 +247,19 @@ def optimum_for(
     split: str,
     per_prompt: int,
     seed: int,
+    keep: Path | None = None,
 ) -> Optimum:
     """Return the optimum that an agent is measured against: the one its run has kept, or `optimum_of` with it.
 
     Args:
         reference: pi_ref where it is not the task's; None for the task's.
         folder: of the agent's run; there may be none.
-        beta, split, per_prompt, seed: see `optimum_of`.
+        beta, split, per_prompt, seed, keep: see `optimum_of`.
     """
     kept = kept_optimum(folder, task, split, beta)
     if kept is not None:
         return kept
-    work_out = partial(optimum_of, beta=beta, split=split, per_prompt=per_prompt, seed=seed)
+    work_out = partial(optimum_of, beta=beta, split=split, per_prompt=per_prompt, seed=seed, keep=keep)
     found = work_out(task, (), reference)
     proposals = proposals_of(agent, task) if found.improvable else ()
     return work_out(task, proposals, reference) if proposals else found
