@@ -5,9 +5,8 @@
 
 The clock counts CPU seconds of one thread, those of evaluations left out, so that other work on the machine does not
 move it. Every contestant learns at a constant rate from the prompts of the split "train"; at each mark J is measured on
-those of "eval", by the same code for all. Each runs with the best of some trials on another seed, for each reward; in
-TextGym's first trial the agent has its defaults. The first line runs what has no result yet; the second prints what is
-there.
+those of "eval", by the same code for all. Each runs with the best of some trials on another seed, for each reward. The
+first line runs what has no result yet; the second prints what is there.
 """
 
 from __future__ import annotations
@@ -211,10 +210,17 @@ def trial_settings(count: int, seed: int = 0) -> list[JsonObject]:
 
 
 def own_settings(count: int, agent: str = "rloo") -> list[JsonObject]:
-    """Return up to so many settings of an agent, its own first: passes over a batch, reach of an update, group."""
+    """Return up to so many settings of an agent with one pass: batches of 256, 64 and 128, then reaches of an update.
+
+    Those with fewer steps a batch learn from larger groups, or move farther in each.
+    """
     known = make_config(agent_class(agent), {})
-    found: list[JsonObject] = [{}, {"epochs": 1}]
-    found += [{"epochs": 1, "update_kl": 1.0, **group} for group in ({}, {"group": 8})]
+    found: list[JsonObject] = [
+        {"epochs": 1},
+        {"epochs": 1, "batch": 64, "minibatches": 2, "update_kl": 3.0},
+        {"epochs": 1, "batch": 64, "minibatches": 1, "group": 8},
+        {"epochs": 1, "batch": 128, "minibatches": 2, "group": 8},
+    ]
     found += [{"epochs": 1, "update_kl": reach} for reach in np.geomspace(0.4, 8.0, max(count - 4, 0)).tolist()]
     kept = [{name: value for name, value in each.items() if hasattr(known, name)} for each in found[:count]]
     return [each for place, each in enumerate(kept) if each not in kept[:place]]

@@ -67,21 +67,17 @@ def test_with_a_value_baseline_nothing_is_left_unasked():
     assert outcomes("reinforce", baseline="value") == ({}, {"clipping"})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("agent", "settings"),
     [
         ("reinforce", {"baseline": "batch"}),
-        pytest.param("reinforce", {"reward_to_go": False}, marks=pytest.mark.long),
-        pytest.param("rloo", {"kl": "k1"}, marks=pytest.mark.long),
-        pytest.param(
-            "grpo",
-            {"kl": "k3", "divide_by_std": True, "aggregation": "sequence", "whiten": False},
-            marks=pytest.mark.long,
-        ),
-        pytest.param("grpo", {"aggregation": "token", "clip_high": 0.28}, marks=pytest.mark.long),
-        pytest.param("vine-ppo", {"values": "exact", "stride": 1, "lam": 0.5}, marks=pytest.mark.long),
-        pytest.param("vine-ppo", {"kl": "k1", "stride": 2, "rollouts": 2}, marks=pytest.mark.long),
+        ("reinforce", {"reward_to_go": False}),
+        ("rloo", {"kl": "k1"}),
+        ("grpo", {"kl": "k3", "divide_by_std": True, "aggregation": "sequence", "whiten": False}),
+        ("grpo", {"aggregation": "token", "clip_high": 0.28}),
+        ("vine-ppo", {"values": "exact", "stride": 1, "lam": 0.5}),
+        ("vine-ppo", {"kl": "k1", "stride": 2, "rollouts": 2}),
     ],
 )
 def test_so_do_the_other_forms(agent, settings):
@@ -105,17 +101,17 @@ def optimality(agent, name, episodes, **settings):
     return solution.optimality(policy_values(solution.tree, learner).objective)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("agent", "settings"),
     [
         ("reinforce", {}),
-        pytest.param("a2c", {}, marks=pytest.mark.long),
-        pytest.param("rloo", {}, marks=pytest.mark.long),
-        pytest.param("grpo", {}, marks=pytest.mark.long),
-        pytest.param("rejection", {}, marks=pytest.mark.long),
-        pytest.param("vine-ppo", {}, marks=pytest.mark.long),
-        pytest.param("soft-q", {"updates": 4}, marks=pytest.mark.long),
+        ("a2c", {}),
+        ("rloo", {}),
+        ("grpo", {}),
+        ("rejection", {}),
+        ("vine-ppo", {}),
+        ("soft-q", {"updates": 4}),
     ],
 )
 def test_it_learns_bandit(agent, settings):

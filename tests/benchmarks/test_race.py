@@ -27,8 +27,12 @@ def test_the_best_trial_of_each_reward_races_and_an_agent_without_one_as_it_come
     settings = trial_settings(4)
     assert [each["learning_rate"] for each in settings] == [3e-5, 9.65e-5, 3.11e-4, 1e-3]
     assert settings == trial_settings(4)
-    assert own_settings(2) == [{}, {"epochs": 1}]
-    assert own_settings(4)[2:] == [{"epochs": 1, "update_kl": 1.0}, {"epochs": 1, "update_kl": 1.0, "group": 8}]
+    small = {"epochs": 1, "batch": 64}
+    assert own_settings(2) == [{"epochs": 1}, small | {"minibatches": 2, "update_kl": 3.0}]
+    assert own_settings(4)[2:] == [
+        small | {"minibatches": 1, "group": 8},
+        {"epochs": 1, "batch": 128, "minibatches": 2, "group": 8},
+    ]
     assert [each.get("update_kl") for each in own_settings(6)[4:]] == pytest.approx([0.4, 8.0])
     flags = RaceFlags(Path("model"), rewards=("speech", "sentiment"), seeds=2)
     trials = [
@@ -113,7 +117,6 @@ def test_a_result_is_of_its_model() -> None:
 @pytest.mark.parametrize("agent", ["rloo", "lm-ppo", "reinforce", "dpo"])
 def test_every_agent_has_trials_that_it_takes(agent: str) -> None:
     found = race.own_settings(6, agent)
-    assert found[0] == {}
     assert len({str(each) for each in found}) == len(found)
     for settings in found:
         make_config(agent_class(agent), settings)

@@ -65,7 +65,7 @@ def test_reachable_numbers_by_hand() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("difficulty", [2, 3, 4])
+@pytest.mark.parametrize("difficulty", [2, 3, pytest.param(4, marks=pytest.mark.long)])
 def test_prompts_of_countdown_are_solvable_and_the_longest_answer_fits(difficulty: int) -> None:
     task = make_task("Countdown", difficulty=difficulty)
     for split in ("train", "eval", "tune"):
