@@ -18,11 +18,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 
-SECONDS, MEMORY, FILE, PROCESSES = 5, 2**29, 2**20, 64  # per completion: CPU time, bytes, bytes of a file or of output
-MOST = 10_000  # bytes of output that are read
-# The last line of the output is what the answers are taken from; what the code prints itself stands before it.
+# Per completion: CPU time, bytes, bytes of a file or of output; the bytes of output that are read, up to its last line.
+SECONDS, MEMORY, FILE, PROCESSES, MOST = 5, 2**29, 2**20, 64, 10_000
 ASK = "\nimport json as _json\nprint()\nprint(_json.dumps([eval(_each) for _each in {questions!r}]))\n"
 
 
@@ -36,9 +34,9 @@ def limits() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def answers(code: str, questions: Sequence[str]) -> list[object]:
+def answers(code: str, questions: list[str]) -> list[object]:
     """Return what expressions come to after the code has run; [] where it fails, or takes too much."""
-    command = [sys.executable, "-I", "-c", code + ASK.format(questions=list(questions))]
+    command = [sys.executable, "-I", "-c", code + ASK.format(questions=questions)]
     options = {"stderr": subprocess.DEVNULL, "env": {}, "preexec_fn": limits, "start_new_session": True}
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
         try:
@@ -66,9 +64,7 @@ class CodeReward:
 
     name, maximum = "code", 1.0
 
-    def __call__(
-        self, prompts: list[str], completions: list[str], tests: Sequence[Sequence[tuple[str, object]]], **_: object
-    ) -> list[float]:
+    def __call__(self, completions: list[str], tests: list[list[tuple[str, object]]], **_: object) -> list[float]:
         """Return B shares."""
         rows = []
         for text, pairs in zip(completions, tests, strict=True):

@@ -210,16 +210,13 @@ def trial_settings(count: int, seed: int = 0) -> list[JsonObject]:
 
 
 def own_settings(count: int, agent: str = "rloo") -> list[JsonObject]:
-    """Return up to so many settings of an agent with one pass: batches of 256, 64 and 128, then reaches of an update.
-
-    Those with fewer steps a batch learn from larger groups, or move farther in each.
-    """
+    """Return up to so many settings of an agent with one pass: batches of 256 or 64, groups, reaches of an update."""
     known = make_config(agent_class(agent), {})
     found: list[JsonObject] = [
         {"epochs": 1},
-        {"epochs": 1, "batch": 64, "minibatches": 2, "update_kl": 3.0},
         {"epochs": 1, "batch": 64, "minibatches": 1, "group": 8},
-        {"epochs": 1, "batch": 128, "minibatches": 2, "group": 8},
+        {"epochs": 1, "batch": 64, "minibatches": 2, "update_kl": 3.0, "group": 8},
+        {"epochs": 1, "batch": 64, "minibatches": 2, "update_kl": 6.0},
     ]
     found += [{"epochs": 1, "update_kl": reach} for reach in np.geomspace(0.4, 8.0, max(count - 4, 0)).tolist()]
     kept = [{name: value for name, value in each.items() if hasattr(known, name)} for each in found[:count]]

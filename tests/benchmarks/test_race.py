@@ -28,10 +28,10 @@ def test_the_best_trial_of_each_reward_races_and_an_agent_without_one_as_it_come
     assert [each["learning_rate"] for each in settings] == [3e-5, 9.65e-5, 3.11e-4, 1e-3]
     assert settings == trial_settings(4)
     small = {"epochs": 1, "batch": 64}
-    assert own_settings(2) == [{"epochs": 1}, small | {"minibatches": 2, "update_kl": 3.0}]
+    assert own_settings(2) == [{"epochs": 1}, small | {"minibatches": 1, "group": 8}]
     assert own_settings(4)[2:] == [
-        small | {"minibatches": 1, "group": 8},
-        {"epochs": 1, "batch": 128, "minibatches": 2, "group": 8},
+        small | {"minibatches": 2, "update_kl": 3.0, "group": 8},
+        small | {"minibatches": 2, "update_kl": 6.0},
     ]
     assert [each.get("update_kl") for each in own_settings(6)[4:]] == pytest.approx([0.4, 8.0])
     flags = RaceFlags(Path("model"), rewards=("speech", "sentiment"), seeds=2)
