@@ -301,6 +301,10 @@ def test_an_evaluation_from_the_command_line_that_was_broken_off_goes_on(
     assert (code, len(played)) == (0, 1), err
     assert found == expected
     assert len(list((tmp_path / "kept").glob("*/*"))) == 3  # what the other command has sampled
+    (tmp_path / "file").touch()
+    code, _, err = run(capsys, *words, "--keep", str(tmp_path / "file"))
+    assert code == 2
+    assert f"--keep {tmp_path / 'file'}: no folder can be made there" in err
 
 
 class Acts(Held):

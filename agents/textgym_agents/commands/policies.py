@@ -17,7 +17,7 @@ from textgym.commands.console import UsageError, note, number, output, table, un
 from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse
 from textgym.estimates import Estimate
 from textgym.evaluate import MOST_K, at_k, evaluate
-from textgym.files import plain
+from textgym.files import make_folder, plain
 from textgym.interrupts import disk_full_at
 from textgym.parts import kept_until_done
 from textgym.prompts import Split
@@ -165,14 +165,22 @@ class EvalFlags(PolicyFlags):
             check_number("beta", self.beta, 0, unit=BETA)
 
     def parts(self) -> Path | None:
-        """Return the folder in `keep` for what this command samples: another command has another one."""
+        """Make and return the folder in `keep` for what this command samples: another command has another one."""
+        if self.keep is None:
+            return None
         words = json.dumps({**asdict(self), "keep": None}, default=str)
-        return None if self.keep is None else self.keep / hashlib.sha256(words.encode()).hexdigest()[:16]
+        folder = self.keep / hashlib.sha256(words.encode()).hexdigest()[:16]
+        try:
+            make_folder(folder)
+        except OSError as error:
+            raise UsageError(f"--keep {self.keep}: no folder can be made there ({error.strerror})") from error
+        return folder
 
 
 def eval_command(arguments: list[str]) -> None:
     """Run `textgym eval`."""
     flags = parse(EvalFlags, arguments, "eval")
+    parts = flags.parts()
     env_id, env, agent = flags.open()
     from textgym_agents.algorithms.fixed import reference_of
     from textgym_agents.training.measures import evaluation_row, optimum_for, optimum_summary
@@ -181,7 +189,7 @@ def eval_command(arguments: list[str]) -> None:
     if caveat := agent.caveat(task, flags.split):
         note(caveat)
     beta = task.beta if flags.beta is None else flags.beta
-    with kept_until_done(flags.parts()) as keep:
+    with kept_until_done(parts) as keep:
         _LOG.info("computing J*")
         optimum = optimum_for(
             agent,
