@@ -194,14 +194,18 @@ def _optimum(result: Result) -> float | None:
 def spearman_interval(correlation: float, count: int) -> tuple[float, float]:
     """Return the ends of the 95% interval of a Spearman correlation of so many pairs; -1 and 1 below 4.
 
+    Where the order is the same, or the opposite one, the variance is that of an order with two neighbours exchanged.
+
     Source: Bonett and Wright (2000), Sample size requirements for estimating Pearson, Kendall and Spearman
         correlations, eq. 4.
     """
     if count < 4:
         return -1.0, 1.0
-    wide = 1.96 * np.sqrt((1 + correlation**2 / 2) / (count - 3))
-    middle = np.arctanh(np.clip(correlation, -0.999999, 0.999999))
-    return float(np.tanh(middle - wide)), float(np.tanh(middle + wide))
+    most = 1 - 12 / (count * (count**2 - 1))
+    nearest = float(np.clip(correlation, -most, most))
+    middle, wide = np.arctanh(nearest), 1.96 * np.sqrt((1 + nearest**2 / 2) / (count - 3))
+    low, high = float(np.tanh(middle - wide)), float(np.tanh(middle + wide))
+    return -1.0 if correlation < -most else low, 1.0 if correlation > most else high
 
 
 def print_agreement(tasks: Sequence[str], values: Floats, what: str) -> None:
@@ -215,8 +219,8 @@ def print_agreement(tasks: Sequence[str], values: Floats, what: str) -> None:
     shown = table("", *(folded(name, justify="right") for name in tasks), title=f"Spearman, {len(values)} {what}")
     for name, row in zip(tasks, agree, strict=True):
         cells = (
-            f"{each:.2f} [{low:.2f}, {high:.2f}]"
-            for each in row
+            "" if other == name else f"{each:.2f} [{low:.2f}, {high:.2f}]"
+            for other, each in zip(tasks, row, strict=True)
             for low, high in [spearman_interval(each, len(values))]
         )
         shown.add_row(name, *cells)

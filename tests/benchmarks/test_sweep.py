@@ -111,6 +111,14 @@ def test_agreement_between_tasks_has_intervals(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_tasks_that_agree_wholly_have_an_interval_too(capsys):
+    # Five settings in one order: 1 - 12 / (5 * 24) = 0.9 with two neighbours exchanged, 1.96 sqrt(1.405 / 2) = 1.6428.
+    assert spearman_interval(1.0, 5) == pytest.approx((np.tanh(1.4722 - 1.6428), 1.0), abs=1e-4)
+    assert spearman_interval(-1.0, 5) == pytest.approx((-1.0, np.tanh(1.6428 - 1.4722)), abs=1e-4)
+    print_agreement(("a", "b"), np.array([[0.0, 1.0], [0.1, 1.1], [0.2, 1.2], [0.3, 1.3], [0.4, 1.4]]), "settings")
+    assert capsys.readouterr().out.count("1.00 [-0.17, 1.00]") == 2  # a task's with itself is no estimate
+
+
 def test_one_setting_on_one_task_has_a_table_alone(capsys):
     found = regrets([result("Helpful-v0", 0, 1.0)], "rloo", 64)
     print_table(found, "rloo", 64, [{}])
@@ -158,7 +166,7 @@ def test_standings_by_hand(capsys):
     assert "Spearman, 4 algorithms" in shown
     assert "1 more have cells without a result" in shown
     assert "lm-ppo 0.100 0.750" in shown
-    assert "Helpful-v0 1.00 [1.00, 1.00] -1.00 [" in shown
+    assert "Helpful-v0 -1.00 [-1.00, 0.82] diagnostics" in shown  # 0.82 = tanh(1.96 sqrt(1.32) - atanh 0.8)
     assert standings([], suite)[0] == []
     assert regrets([], "rloo", 64).settings == ()
 
