@@ -223,6 +223,9 @@ def log_loss(margins: Floats) -> float:
 def accuracy_interval(right: Floats, groups: Ints, seed: int) -> Estimate:
     """Return the mean and its 95% interval by resampling whole rankings: the pairs of one are not independent.
 
+    If all G rankings say the same, the rule of three widens it, with 3 / G as the bound of a probability, unless all
+    pairs are ties: such a model says nothing of any pair.
+
     Args:
         right: (N,) in [0, 1], see `in_order`.
         groups: (N,) the ranking of every pair, 0..G-1.
@@ -237,7 +240,10 @@ def accuracy_interval(right: Floats, groups: Ints, seed: int) -> Estimate:
     for replicate in range(RESAMPLES):
         drawn = generator.integers(len(sums), size=len(sums))
         replicates[replicate] = sums[drawn].sum() / counts[drawn].sum()
-    return interval(float(right.mean()), replicates)
+    found = interval(float(right.mean()), replicates)
+    agree = found.high - found.low < 1e-9 and (right != 0.5).any()
+    unseen = 3.0 / len(sums) if agree else 0.0
+    return Estimate(found.mean, max(found.low - unseen, 0.0), min(found.high + unseen, 1.0))
 
 
 def reliability(margins: Floats, bins: int = 10) -> list[Bin]:

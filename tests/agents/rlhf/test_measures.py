@@ -159,5 +159,18 @@ def test_one_prompt_has_an_accuracy_without_an_interval():
     assert found["accuracy"] == 1.0
     assert math.isnan(found["accuracy_low"])
     assert math.isnan(found["accuracy_high"])
-    two = measure_rankings([[1.0, 0.0], [2.0, 1.0]], [[3, 4], [1, 2]], prompts=["a", "b"])
-    assert two["accuracy_low"] == 1.0
+
+
+def test_prompts_that_agree_do_not_make_the_accuracy_certain():
+    def ends(*margins):
+        found = measure_rankings([[margin, 0.0] for margin in margins], [[3, 4]] * len(margins))
+        return found["accuracy"], found["accuracy_low"], found["accuracy_high"]
+
+    # A model that is wrong on a fourth of all prompts is right on ten of them with 0.75^10 = 0.056: 3 / 10 holds that.
+    assert ends(*[1.0] * 10) == (1.0, pytest.approx(0.7), 1.0)
+    assert ends(*[-1.0] * 10) == (0.0, 0.0, pytest.approx(0.3))
+    assert ends(1.0, 2.0) == (1.0, 0.0, 1.0)
+    assert ends(0.0, 0.0, 0.0) == (0.5, 0.5, 0.5)  # ties alone
+    thirds = measure_rankings([[1.0, 2.0, 0.0]] * 10, [[1, 2, 3]] * 10)  # two of three pairs, in every ranking
+    assert thirds["accuracy_low"] == pytest.approx(2 / 3 - 0.3)
+    assert thirds["accuracy_high"] == pytest.approx(2 / 3 + 0.3)
