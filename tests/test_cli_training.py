@@ -281,6 +281,11 @@ def test_a_policy_without_an_interval_bounds_nothing(capsys, per_prompt, said):
     assert "J* not known" in out
     assert said in out
     assert "nan" not in out
+    (stops,) = (line for line in out.splitlines() if "ended by itself" in line)
+    assert "[" not in stops
+    legend = " ".join(out.split())
+    assert "rewards, KL, J, optimality, entropy and length, but not with one completion per prompt" in legend
+    assert "or where all completions of a prompt agree: rare ones may differ. Without: all others." in legend
 
 
 def test_what_an_infinite_kl_says_of_the_optimum():
