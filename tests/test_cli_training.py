@@ -288,7 +288,9 @@ def test_a_policy_without_an_interval_bounds_nothing(capsys, per_prompt, said):
     assert "or where all completions of a prompt agree: rare ones may differ. Without: all others." in legend
 
 
-def test_what_an_infinite_kl_says_of_the_optimum():
+def test_what_a_policy_says_of_the_optimum():
+    found = policies._bound(Estimate(0.5, 0.4, 0.6))  # the low end of an interval, which the true J may lie below
+    assert found == "J* is at least 0.400 (with 95%), which this policy reaches"
     nothing = policies._bound(Estimate(-math.inf, math.nan, math.nan))
     assert nothing == "there is no lower bound of J* either: the KL of this policy is infinite, so J is, too"
 

@@ -239,7 +239,7 @@ def eval_command(arguments: list[str]) -> None:
 def _bound(objective: Estimate) -> str:
     """Return what a policy's J says about J*."""
     if math.isfinite(objective.low):
-        return f"J* is at least {objective.low:.3f}, which this policy reaches"
+        return f"J* is at least {objective.low:.3f} (with 95%), which this policy reaches"
     if math.isfinite(objective.mean):
         return "there is no lower bound of J* either: J has no interval (use --per-prompt 2 or more)"
     return "there is no lower bound of J* either: the KL of this policy is infinite, so J is, too"
