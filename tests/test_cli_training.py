@@ -284,8 +284,8 @@ def test_a_policy_without_an_interval_bounds_nothing(capsys, per_prompt, said):
     (stops,) = (line for line in out.splitlines() if "ended by itself" in line)
     assert "[" not in stops
     legend = " ".join(out.split())
-    assert "rewards, KL, J, optimality, entropy and length, but not with one completion per prompt" in legend
-    assert "or where all completions of a prompt agree: rare ones may differ. Without: all others." in legend
+    assert "entropy and length have 95% intervals, except with one completion per prompt" in legend
+    assert "and where all completions of a prompt agree. The other numbers have none." in legend
 
 
 def test_what_a_policy_says_of_the_optimum():

@@ -72,9 +72,8 @@ def how_measured(evaluation: EvaluationResult, optimum: Optimum) -> str:
         text = f"Exact, over all answers: reward, KL, J, entropy, length{'' if turns else f' and {stops}'}. "
         text += f"Sampled: {f'{stops}, ' if turns else ''}terms, distinct words, and gold where it is not the reward."
     else:
-        text = "Sampled. With 95% intervals: rewards, KL, J, optimality, entropy and length, but not with one "
-        text += "completion per prompt, or where all completions of a prompt agree: rare ones may differ. Without: all "
-        text += "others."
+        text = "Sampled. Rewards, KL, J, optimality, entropy and length have 95% intervals, except with one completion "
+        text += "per prompt and where all completions of a prompt agree. The other numbers have none."
         text += " J* is exact." if optimum.exact else ""
     if evaluation.kl is not None and math.isinf(evaluation.kl.mean):
         text += " KL is infinite: the policy writes tokens that have probability 0 under the reference."
