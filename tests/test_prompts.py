@@ -75,7 +75,7 @@ def test_files(tmp_path: Path) -> None:
             "a",
             "allowed are a list of texts, the path of a .txt, .jsonl, .csv, .tsv or .parquet file, and a data",
         ),
-        ("p.csv", "question\nx", "line 2: must be an object with a string"),
+        ("p.csv", "question\nx", r"line 2: has the keys \['question'\]; needed is \"prompt\", or #prompt=KEY behind"),
         ("p.csv", "prompt,a\nx,1\ny", "line 3: 1 cells, the header has 2"),
         ("p.txt", "", "the list is empty"),
     ],

@@ -304,9 +304,11 @@ def _is_list(values: object) -> bool:
 
 def _prompt_row(row: JsonObject, names: list[str] | None) -> JsonObject:
     """Return a row with the columns `names`, any where that is None, and its prompt as a text. Raises: ValueError."""
-    if isinstance(row.get("prompt"), list):
+    if "prompt" not in row:
+        raise ValueError(f'has the keys {sorted(row)!s:.200}; needed is "prompt", or #prompt=KEY behind the source')
+    if isinstance(row["prompt"], list):
         row = row | {"prompt": write_dialogue(row["prompt"])}
-    if not isinstance(row.get("prompt"), str):
+    if not isinstance(row["prompt"], str):
         raise ValueError('must be an object with a string, or a list of messages, under "prompt"')
     if names is not None and set(row) != {"prompt", *names}:
         raise ValueError(f"has the keys {sorted(row)!s:.200}, the first object has {sorted(['prompt', *names])!s:.200}")
