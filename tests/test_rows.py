@@ -19,9 +19,9 @@ SYSTEM = {"role": "system", "content": 'Be "kind",\nand brief.'}
 ASKED = [SYSTEM, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
 ASKED = [*ASKED, {"role": "user", "content": "Go on."}]
 PLAIN: list[dict[str, Any]] = [
-    {"prompt": "42", "answer": 42, "level": 0.1, "tags": ["a", "b"], "note": "7 or so"},
-    {"prompt": 'a "quoted"\nline, é', "answer": None, "level": 1e-7, "tags": [], "note": "8"},
-    {"prompt": " x ", "answer": -1, "level": 2.5, "tags": ["c"], "note": "two"},
+    {"prompt": "42", "answer": 42, "level": 0.1, "tags": ["a", "b"], "note": "7 or so", "by": "me"},
+    {"prompt": 'a "quoted"\nline, é', "answer": None, "level": 1e-7, "tags": [], "note": "8", "by": None},
+    {"prompt": " x ", "answer": -1, "level": 2.5, "tags": ["c"], "note": "two", "by": "9"},
 ]
 TURNS: list[dict[str, Any]] = [{"prompt": ASKED, "answer": 1}, {"prompt": [ASKED[1]], "answer": 2}]
 FORMATS = ("jsonl", "csv", "tsv", "parquet", "datasets", "folder")

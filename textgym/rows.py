@@ -6,7 +6,7 @@ rows, which of a data set on the hub are streamed, and NAME=COLUMN for a column 
 
 CSV has a header and no types. The columns prompt, completion, chosen and rejected hold texts, or lists of messages in
 JSON; where one cell of a column is such a list, a row with anything else is broken. In any other column an empty cell
-is null and the others are JSON, if that holds for all of them; else all are texts.
+is null, and the others are JSON if that holds for all of them, else texts.
 """
 
 from __future__ import annotations
@@ -179,13 +179,13 @@ def _csv_row(header: Sequence[str], values: Sequence[object]) -> JsonObject:
 
 
 def _csv_column(name: str, cells: Sequence[str]) -> Sequence[object]:
-    """Return a column's values: its cells as JSON, or as they are; an error in the place of one that is neither."""
+    """Return a column's values: its cells as JSON or texts; an error in the place of one that is neither."""
     if name in _TEXTS:
         return [_messages(name, cell) for cell in cells] if any(map(_are_messages, cells)) else cells
     try:
         return [json_value(cell) if cell else None for cell in cells]
     except ValueError:
-        return cells
+        return [cell or None for cell in cells]
 
 
 def _are_messages(cell: str) -> bool:
