@@ -7,6 +7,7 @@ cells, which `textgym report` takes; and `page/`, what mattered.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -16,7 +17,7 @@ from typing import Final, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 from textgym_agents.protocol import Metrics
 from textgym_agents.registry import agent_class, config_class, make_config
@@ -254,9 +255,19 @@ class Tuning:
 
 
 def _study(folder: Path) -> optuna.Study:
+    """Open the study of a folder. The end of its journal is dropped where a full disk or a crash has cut it off."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    journal = folder / "trials.jsonl"
+    lock = JournalFileSymlinkLock(str(journal))
+    backend = JournalFileBackend(str(journal), lock)
+    if not journal.read_bytes().endswith(b"\n"):
+        lock.acquire()  # nobody is writing then, so that a line without its end was cut off
+        try:
+            os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
+        finally:
+            lock.release()
     return optuna.create_study(
-        storage=optuna.storages.JournalStorage(JournalFileBackend(str(folder / "trials.jsonl"))),
+        storage=optuna.storages.JournalStorage(backend),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=_RANDOM // 2, n_warmup_steps=2),
         study_name="tune",
         direction="maximize",

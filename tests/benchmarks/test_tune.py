@@ -293,3 +293,13 @@ def test_a_start_that_was_killed_as_it_wrote_its_plan_is_no_other_study(tmp_path
     (tmp_path / "other" / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="holds no study"):
         Tuning(PLAN, tmp_path / "other")
+
+
+def test_a_study_goes_on_from_a_journal_whose_end_was_cut_off(tmp_path):
+    found = Tuning(PLAN, tmp_path / "s").study
+    found.set_user_attr("first", 1)
+    found.set_user_attr("second", 2)
+    journal = tmp_path / "s" / "trials.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-5])  # as a full disk leaves it
+    Tuning(PLAN, tmp_path / "s").study.set_user_attr("third", 3)
+    assert Tuning(PLAN, tmp_path / "s").study.user_attrs == {"first": 1, "third": 3}
