@@ -16,10 +16,11 @@ from house_tools import HOUSE
 from textgym import sampling
 from textgym.parts import kept_until_done
 from textgym.play import Turn, check_env, play_batch, reset_groups
+from textgym.prompts import prompt_set
 from textgym.rewards import RewardError, RunningNorm
 from textgym.rewards.scorer import scorers_restored
 from textgym.sampling import play
-from textgym.task import make_reference
+from textgym.task import Task, make_reference
 from textgym.vector import TokenVectorEnv, batch_env
 
 A, STOP = 0, 4  # of the six words
@@ -245,6 +246,7 @@ def test_a_sampling_that_was_broken_off_goes_on_to_the_same_bits(
     assert same_episodes(played(read, full), expected)
     assert read.calls < whole.calls / 10  # all of it was there
     (full / "mine.txt").touch()
+    (full / f".{next(full.iterdir()).name}.99").touch()  # of a process that was killed
     with kept_until_done(full):
         pass
     assert [path.name for path in full.iterdir()] == ["mine.txt"]
@@ -268,6 +270,24 @@ def test_a_sampling_that_was_broken_off_goes_on_to_the_same_bits(
     biased = [played(Breaks(task, 0, bias=0.5), keep) for keep in (None, tmp_path / "kept")]
     assert same_episodes(*biased)
     assert not same_episodes(biased[0], expected)
+
+
+@pytest.mark.parametrize("change", ["prompt", "column", "roles"])
+def test_what_another_sampling_of_the_same_folder_has_kept_is_not_read(change: str, tmp_path: Path) -> None:
+    def pays(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        return [float(prompt + answer == "ba") for prompt, answer in zip(prompts, columns["answer"], strict=True)]
+
+    def task(prompt: str, answer: str) -> Task:  # whose last prompt alone differs
+        split = prompt_set(["a", prompt], {"answer": ["a", answer]})
+        return word_task(reward=pays, prompts={"train": split, "eval": split})
+
+    before, now = task("c" if change == "prompt" else "b", "b" if change == "column" else "a"), task("b", "a")
+    reference = make_reference(now)
+    others = (reference,) if change == "roles" else ()
+    play(reference, before, per_prompt=16 // (1 + len(others)), others=others, keep=tmp_path)
+    found = play(reference, now, per_prompt=16, reference=reference if others else None, keep=tmp_path)
+    assert found.returns.mean(1).tolist() == [0.0, 1.0]
+    assert found.log_probs.shape == (2, 16, 0)
 
 
 @pytest.mark.slow

@@ -88,7 +88,7 @@ def kept_until_done(folder: Path | None) -> Iterator[Path | None]:
     """
     yield folder
     if folder is not None:
-        for path in folder.glob(f"*{_ENDS}"):
+        for path in folder.glob(f"*{_ENDS}*"):  # also what a killed process had begun to write
             path.unlink()
         with contextlib.suppress(OSError):
             folder.rmdir()

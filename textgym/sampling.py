@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textgym.checks import MOST_ROWS, Bools, Floats, Ints, check_count, equal_parts
+from textgym.files import plain
 from textgym.lm.reference import Observation, Reference, checked_actions, checked_shape, restricted
 from textgym.parts import Arrays, KeptParts, Part
 from textgym.play import LogProbs, Turn, draw, play_batch
@@ -191,7 +192,7 @@ def _played(
     most, signs, parts = _rows_at_once(task, len(writers.policies), cached), None, list[Part]()
     with scorers_restored(task.scorer):
         if keep is not None:
-            signs = _signs(writers, task, split, rows, most, seed)
+            signs = _signs(writers, task, split, rows, numbers, most, seed)
             for each in cached:
                 each.forget()
         kept = KeptParts(keep if signs else None, signs or "")
@@ -342,8 +343,8 @@ def copied(observation: Observation) -> Observation:
     return {name: array.copy() for name, array in observation.items()}
 
 
-def _signs(writers: _Writers, task: Task, split: str, rows: Ints, most: int, seed: int) -> str | None:
-    """Return a digest of a sampling: how it plays, and what every policy says of the first states.
+def _signs(writers: _Writers, task: Task, split: str, rows: Ints, numbers: Ints, most: int, seed: int) -> str | None:
+    """Return a digest of a sampling: the task, how it plays, and what every policy says of the first states.
 
     None where one says nothing, or searches, or a score depends on more than the text.
     """
@@ -352,8 +353,10 @@ def _signs(writers: _Writers, task: Task, split: str, rows: Ints, most: int, see
     env = batch_env(task, min(len(rows), 8), split)
     observation, _ = env.reset(seed=seed, options={"prompt_index": rows[: env.num_envs]})
     env.close()
-    what = [task.name, task.reward_name, task.max_new_tokens, task.gamma, split, seed, writers.deterministic]
-    digest = hashlib.sha256(json.dumps([*what, most, rows.tolist()]).encode())
+    prompts = task.prompt_set(split)
+    what = [task.name, task.reward_name, task.max_new_tokens, task.gamma, split, seed, writers.deterministic, most]
+    what += [rows.tolist(), numbers.tolist(), prompts.texts, plain(prompts.columns)]
+    digest = hashlib.sha256(json.dumps(what, default=lambda value: type(value).__qualname__).encode())
     for policy in (*writers.policies, *([] if writers.reference is None else [writers.reference])):
         searches = isinstance(policy, SearchingPolicy) and policy.plans
         logs = None if searches else policy.log_probs(copied(observation))
