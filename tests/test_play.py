@@ -17,7 +17,7 @@ from textgym import sampling
 from textgym.parts import kept_until_done
 from textgym.play import Turn, check_env, play_batch, reset_groups
 from textgym.prompts import prompt_set
-from textgym.rewards import RewardError, RunningNorm
+from textgym.rewards import RewardError, RunningNorm, Weighted
 from textgym.rewards.scorer import scorers_restored
 from textgym.sampling import play
 from textgym.task import Task, make_reference
@@ -230,7 +230,7 @@ def test_a_sampling_that_was_broken_off_goes_on_to_the_same_bits(
     def pays(prompts: list[str], completions: list[str], **columns: Any) -> list[Any]:
         return [None if "b" in text else float("nan" if "c" in text else len(text)) for text in completions]
 
-    task = word_task(reward=pays, on_error="skip")
+    task = word_task(reward=Weighted([pays, "length"]), on_error="skip")
     reference = make_reference(task)
     monkeypatch.setattr(sampling, "_BLOCK", 40)
 

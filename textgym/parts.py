@@ -55,7 +55,7 @@ class KeptParts:
         with reading(path, "the part of a sampling"), safe_open(path, "numpy") as file:
             kept = json.loads((file.metadata() or {})["part"])
             found: dict[str, Arrays] = {"arrays": {}, "terms": {}}
-            for key in file.keys():  # noqa: SIM118
+            for key in kept["names"]:  # in the order of the sampling; the file has its own
                 kind, name = key.split("/", 1)
                 found[kind][name] = file.get_tensor(key)
             for name, texts in kept["texts"].items():
@@ -71,7 +71,7 @@ class KeptParts:
         texts = {name: values.tolist() for name, values in part.arrays.items() if values.dtype == object}
         numbers = {f"arrays/{name}": values for name, values in part.arrays.items() if name not in texts}
         numbers |= {f"terms/{name}": values for name, values in part.terms.items()}
-        kept = json.dumps({"texts": texts, "facts": part.facts})
+        kept = json.dumps({"names": list(numbers), "texts": texts, "facts": part.facts})
         make_folder(self.folder)
         content = save({name: np.ascontiguousarray(values) for name, values in numbers.items()}, {"part": kept})
         write_bytes(self._path(self.folder, first), content)
