@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_tools import run
 from core_tools import word_task
 from gymnasium.vector import AutoresetMode, VectorWrapper
 from house_tools import HOUSE
@@ -288,43 +287,6 @@ def test_what_another_sampling_of_the_same_folder_has_kept_is_not_read(change: s
     found = play(reference, now, per_prompt=16, reference=reference if others else None, keep=tmp_path)
     assert found.returns.mean(1).tolist() == [0.0, 1.0]
     assert found.log_probs.shape == (2, 16, 0)
-
-
-@pytest.mark.slow
-def test_an_evaluation_from_the_command_line_that_was_broken_off_goes_on(
-    capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    options = ("--env", 'prompts=["a","b"]', "max_new_tokens=6", "reward=length")
-    words = ("eval", "Text-v0", "--per-prompt", "8", "--optimum-per-prompt", "16", "--json", *options)
-    played: list[int] = []
-    most, whole = [99], sampling._play_part
-
-    def part(*arguments: Any) -> Any:
-        if len(played) == most[-1]:
-            raise KeyboardInterrupt
-        played.append(0)
-        return whole(*arguments)
-
-    monkeypatch.setattr(sampling, "_BLOCK", 8)
-    monkeypatch.setattr(sampling, "_play_part", part)
-    code, expected, err = run(capsys, *words)
-    assert code == 0, err
-    assert len(played) == 6  # four blocks for J*, two for J
-    kept = ("--keep", str(tmp_path / "kept"))
-    for parts, seed in ((5, "0"), (3, "1")):
-        most.append(parts)
-        played.clear()
-        assert run(capsys, *words, "--seed", seed, *kept)[0] == 130
-    most.append(99)
-    played.clear()
-    code, found, err = run(capsys, *words, *kept)
-    assert (code, len(played)) == (0, 1), err
-    assert found == expected
-    assert len(list((tmp_path / "kept").glob("*/*"))) == 3  # what the other command has sampled
-    (tmp_path / "file").touch()
-    code, _, err = run(capsys, *words, "--keep", str(tmp_path / "file"))
-    assert code == 2
-    assert f"--keep {tmp_path / 'file'}: no folder can be made there" in err
 
 
 class Acts(Held):

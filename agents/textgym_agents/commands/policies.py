@@ -180,8 +180,8 @@ class EvalFlags(PolicyFlags):
 def eval_command(arguments: list[str]) -> None:
     """Run `textgym eval`."""
     flags = parse(EvalFlags, arguments, "eval")
-    parts = flags.parts()
     env_id, env, agent = flags.open()
+    parts = flags.parts()
     from textgym_agents.algorithms.fixed import reference_of
     from textgym_agents.training.measures import evaluation_row, optimum_for, optimum_summary
 
