@@ -358,6 +358,23 @@ def test_the_help_of_a_training_needs_no_torch():
         )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("train", "Text-v0", "--model", "some/none"), "model=some/none"),
+        (("train", "Text-v0", "--env", "reference=some/none"), "reference=some/none"),
+        (("train", "Text-v0", "--env", "eval_prompts=some/none#split=test"), "eval_prompts=some/none"),
+        (("eval", "Helpful-v0", "--agent", "hf:some/none"), "agent=some/none"),
+        (("sft", "--data", "some/none"), "data=some/none"),
+        (("reward-model", "--data", "some.jsonl", "--base", "some/none"), "base=some/none"),
+    ],
+)
+def test_a_name_that_nobody_has_is_refused_before_torch_is_imported(words, named):
+    done = child(*words, before=BLOCK.format(module="torch"))
+    assert_one_line(done.returncode, done.stderr, f"{named}: there is no such file or folder", "in the cache")
+
+
 def test_play_shows_every_reward_term(monkeypatch, capsys):
     import io
 

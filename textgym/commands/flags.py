@@ -20,6 +20,7 @@ from textgym.checks import JsonObject, did_you_mean, docstring
 from textgym.commands.console import UsageError
 from textgym.files import json_value
 from textgym.registry import import_user_module
+from textgym.rows import check_hub
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -266,7 +267,9 @@ def env_options(words: Sequence[str], flag: str = "--env", taken: Sequence[str] 
 
     The home folder takes the place of a `~` that a path starts with, as in prompts=~/prompts.txt: shells leave it.
 
-    Args: taken: names that the command says itself. Raises: UsageError for these, a word without "=" or without a name.
+    Args: taken: names that the command says itself.
+    Raises: UsageError for these, a word without "=" or without a name; FileNotFoundError for an environment's data or
+        reference that is nowhere.
     """
     options: JsonObject = {}
     for word in words:
@@ -279,6 +282,9 @@ def env_options(words: Sequence[str], flag: str = "--env", taken: Sequence[str] 
             options[name] = json_value(value)
         except ValueError:
             options[name] = _at_home(value)
+    if flag == "--env":
+        for name in ("prompts", "eval_prompts", "tune_prompts", "reference"):
+            check_hub(name, options.get(name), "model" if name == "reference" else "dataset")
     return options
 
 

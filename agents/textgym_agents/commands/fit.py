@@ -10,6 +10,7 @@ from typing import TypeVar
 from textgym.checks import JsonObject
 from textgym.commands.console import UsageError, output, untrusted
 from textgym.commands.flags import parse_pair, typed_flags, with_config
+from textgym.rows import check_hub
 from textgym_agents.commands.running import (
     FitDisplay,
     flag_value,
@@ -103,6 +104,8 @@ def _fit(
     if flags.resume:
         typed = typed_flags(with_config(arguments))
         settings = _stored(settings, interrupted_run(flags.out), command, typed)
+    check_hub("data", settings.data, "dataset")
+    check_hub("base", settings.base, "model")
     if not leads():
         train(settings, flags.out or Path("runs", command), SilentWatcher(), flags.resume)
         raise SystemExit(0)

@@ -21,6 +21,7 @@ from textgym.files import make_folder, plain
 from textgym.interrupts import disk_full_at
 from textgym.parts import kept_until_done
 from textgym.prompts import Split
+from textgym.rows import check_hub
 from textgym.task import BETA
 from textgym_agents.commands.running import how_measured, measures_table
 from textgym_agents.config import MOST
@@ -59,6 +60,8 @@ def open_policy(
     """
     folder = Path(policy)
     values = env_options(options) or run_options(folder) or {}
+    if policy.startswith("hf:"):
+        check_hub(flag.lstrip("-"), policy.removeprefix("hf:"), "model")
     if policy != "random":  # which needs no torch
         use_all_cores()
     saved = folder.is_dir() or folder.is_file()

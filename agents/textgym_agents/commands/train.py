@@ -137,8 +137,6 @@ def _measuring(settings: TrainSettings) -> MeasureSettings:
 
 def run_training(flags: TrainFlags, config: JsonObject, typed: Set[str]) -> None:
     """Start or resume a training and show it. Args: typed: names of the flags that were."""
-    from textgym_agents.training.loop import Training
-
     if flags.dry_run and flags.resume:
         raise UsageError("--dry-run: allowed without --resume, with the ID and the settings of the run")
     if flags.dry_run:
@@ -147,6 +145,8 @@ def run_training(flags: TrainFlags, config: JsonObject, typed: Set[str]) -> None
     settings = TrainSettings(
         find_id(flags.id), flags.agent, flags.episodes, config, _environment(flags, config), **asdict(flags.measuring)
     )
+    from textgym_agents.training.loop import Training  # imports torch
+
     folder = None
     if flags.resume:
         folder = interrupted_run(flags.out)
@@ -170,12 +170,9 @@ def run_training(flags: TrainFlags, config: JsonObject, typed: Set[str]) -> None
 
 
 def _environment(flags: TrainFlags, config: JsonObject) -> JsonObject:
-    """Return the options of the environment, see `with_model`. Raises: FileNotFoundError for data that are nowhere."""
-    options = env_options(flags.env)
-    for name in ("prompts", "eval_prompts", "tune_prompts"):
-        if isinstance(source := options.get(name), str):
-            check_hub(source)  # which takes a fraction of the time that importing torch does
-    return with_model(find_id(flags.id), options, config.get("model"))
+    """Return the options of the environment, see `with_model`. Raises: FileNotFoundError if a model is nowhere."""
+    check_hub("model", config.get("model"), "model")
+    return with_model(find_id(flags.id), env_options(flags.env), config.get("model"))
 
 
 def show_memory(flags: TrainFlags, config: JsonObject) -> None:
