@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Final, Literal
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 from textgym_agents.protocol import Metrics
 from textgym_agents.registry import agent_class, config_class, make_config
@@ -148,9 +150,6 @@ class Tuning:
             write_json(stored, data)
         self.study = _study(out)
         self._check_space()
-        self.study.sampler = optuna.samplers.TPESampler(
-            seed=plan.seed + len(self.study.trials), n_startup_trials=_RANDOM, constant_liar=True
-        )
         self._asked: dict[str, Trial] = {}
 
     def _check_space(self) -> None:
@@ -166,14 +165,16 @@ class Tuning:
     def run(self, engine: Engine, trials: int) -> Iterator[TrialOutcome | str]:
         """Run until there are so many trials, and yield the name of each that starts and what comes of it.
 
-        A trial that was broken off is taken up again, with the same settings. Those that the agent refuses fail.
+        A trial that was broken off is taken up again, with the same settings and the points of its curve. Those that
+        the agent refuses fail.
 
         Raises: RuntimeError at once if the agent's own settings fail, as where its model does not fit the task.
         """
         with hold(self.out), disk_full_at(self.out, "run the same command again, which goes on"):
             waiting = {_label(trial) for trial in self.study.get_trials(states=(TrialState.WAITING,))}
             for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
-                if _label(trial) not in waiting:  # else this was broken off as well, behind this line
+                # Without a label it has not all of its settings; with one that waits, this was broken off as well.
+                if "label" in trial.user_attrs and _label(trial) not in waiting:
                     self.study.enqueue_trial(trial.params, user_attrs={"label": _label(trial)})
                 Trial(self.study, trial._trial_id).set_user_attr("again", True)
                 self.study.tell(trial.number, state=TrialState.FAIL)
@@ -216,8 +217,7 @@ class Tuning:
         if self.defaults() is None:
             yield self._job(DEFAULTS, None, self.plan.cells(self.plan.agent, {}))
         while len(self._ended()) + len(self._asked) < trials:
-            trial = self.study.ask(self.plan.distributions)
-            trial.set_user_attr("label", _label(trial))
+            trial = self._ask()
             try:
                 cells = self.plan.cells(_label(trial), dict(trial.params))
             except (TypeError, ValueError) as error:
@@ -226,6 +226,22 @@ class Tuning:
                 continue
             self._asked[_label(trial)] = trial
             yield self._job(_label(trial), trial._trial_id, cells)
+
+    def _ask(self) -> Trial:
+        """Return a trial that waits, with the points of its curve, or a new one.
+
+        What is proposed follows from the seed, the number of trials and what came of them, not from where the study
+        was interrupted.
+        """
+        number = len(self._ended()) + len(self._asked)
+        seed = int(np.random.default_rng([self.plan.seed, number]).integers(2**32))
+        self.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_RANDOM, constant_liar=True)
+        trial = self.study.ask(self.plan.distributions)
+        trial.set_user_attr("label", trial.user_attrs.get("label", f"trial {number}"))
+        before = [each for each in self.study.trials if "again" in each.user_attrs and _label(each) == _label(trial)]
+        for step, value in {at: value for each in before for at, value in each.intermediate_values.items()}.items():
+            trial.report(value, step)
+        return trial
 
     def _job(self, key: str, trial: int | None, cells: Sequence[Cell]) -> Job:
         arguments = {"folder": str(self.out.resolve()), "trial": trial, "evaluation": asdict(self.evaluation)}
@@ -258,7 +274,9 @@ def _study(folder: Path) -> optuna.Study:
     """Open the study of a folder. The end of its journal is dropped where a full disk or a crash has cut it off."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     journal = folder / "trials.jsonl"
-    lock = JournalFileSymlinkLock(str(journal))
+    # A file, not Optuna's usual link: where a link leads nowhere, as with a relative path, one that a killed process
+    # has left is waited for without end.
+    lock = JournalFileOpenLock(str(journal))
     backend = JournalFileBackend(str(journal), lock)
     if not journal.read_bytes().endswith(b"\n"):
         lock.acquire()  # nobody is writing then, so that a line without its end was cut off
@@ -302,7 +320,8 @@ class _Pruning(SilentWatcher):
         share = float(row["episode"]) / self._episodes
         if not 0 < share < 1 or "eval/objective" not in row:
             return
-        self._trial.report(float(row["eval/objective"]), self._before + round(share * self._points))
+        with warnings.catch_warnings(action="ignore"):  # of a point that was reported before the trial was broken off
+            self._trial.report(float(row["eval/objective"]), self._before + round(share * self._points))
         if self._trial.should_prune():
             raise optuna.TrialPruned
 

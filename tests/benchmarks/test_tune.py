@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +12,7 @@ import optuna
 import pytest
 from chat_tools import bare
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import Trial
 from test_conversation_folders import model_folder
 from textgym_agents.registry import agent_class, make_config
 from textgym_benchmarks.commands.tune import main, show, write_page
@@ -303,3 +306,35 @@ def test_a_study_goes_on_from_a_journal_whose_end_was_cut_off(tmp_path):
     journal.write_bytes(journal.read_bytes()[:-5])  # as a full disk leaves it
     Tuning(PLAN, tmp_path / "s").study.set_user_attr("third", 3)
     assert Tuning(PLAN, tmp_path / "s").study.user_attrs == {"first": 1, "third": 3}
+
+
+def test_the_lock_of_a_killed_process_does_not_hold_up_a_study_for_ever(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Tuning(PLAN, Path("s")).study._storage._backend._lock.acquire()  # and here was a kill
+    seconds = iter(range(1000))  # instead of waiting; the clock runs out where there is no end
+    clock = SimpleNamespace(monotonic=lambda: next(seconds), sleep=lambda _: None)
+    monkeypatch.setattr("optuna.storages.journal._file.time", clock)
+    assert Tuning(PLAN, Path("s")).outcomes() == []
+
+
+@pytest.mark.slow
+def test_a_study_that_was_broken_off_again_and_again_is_the_one_that_was_not(tmp_path):
+    plan, trials = replace(PLAN, episodes=256), 11
+    whole = Tuning(plan, tmp_path / "whole")
+    list(whole.run(make_engine("serial"), trials))
+    for stop in ("trial 1", "trial 3", "trial 3", "trial 8", "trial 10"):
+        tuning = Tuning(plan, tmp_path / "cut")
+        events = tuning.run(make_engine("serial"), trials)
+        while next(events) != stop:
+            pass
+        events.close()
+    left = Trial(tuning.study, tuning.study.trials[-1]._trial_id)
+    left.report(-1.0, 1)  # a point of its curve that a worker had reported
+    tuning.study.ask({})  # and a trial that has no settings yet
+    again = Tuning(plan, tmp_path / "cut")
+    list(again.run(make_engine("serial"), trials))
+    found, wanted = ({each.name: replace(each, seconds=0) for each in one.outcomes()} for one in (again, whole))
+    assert found == wanted
+    assert len(found) == trials
+    (taken_up,) = [each for each in again._ended() if each.user_attrs["label"] == "trial 10"]
+    assert taken_up.intermediate_values[1] == -1.0
