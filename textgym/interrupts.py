@@ -92,13 +92,16 @@ class Request:
         return Terminated() if self.signal == signal.SIGTERM else KeyboardInterrupt()
 
 
+_unheeded: list[Request] = []
+
+
 @contextlib.contextmanager
 def first_interrupt(asked: Callable[[], None]) -> Iterator[Request]:
     """Yield an object that says whether Ctrl-C was pressed or SIGTERM sent; the second one acts as it did before.
 
     Nothing changes outside the main thread, where Python handles no signals; for Ctrl-C in a process that ignores it,
     such as one that a shell's script starts in the background; and for SIGTERM where the program has its own handler.
-    `asked` is called the first time.
+    `asked` is called the first time. Where the block ends all the same, see `heeded`.
     """
     request = Request()
     if threading.current_thread() is not threading.main_thread():
@@ -119,6 +122,20 @@ def first_interrupt(asked: Callable[[], None]) -> Iterator[Request]:
         yield request
     finally:
         _restore(before)
+        if request():
+            _unheeded.append(request)
+
+
+@contextlib.contextmanager
+def heeded() -> Iterator[None]:
+    """Raise at the end of the block for a signal in it that stopped nothing, since it came shortly before an end.
+
+    For work that is followed by more: see `first_interrupt`.
+    """
+    _unheeded.clear()
+    yield
+    if _unheeded:
+        raise _unheeded.pop().error()
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ from typing import Any
 
 from textgym_benchmarks.suite import Cell, Evaluation, Suite
 
+from textgym.interrupts import first_interrupt
+
 
 def tiny_suite(agents: tuple[str, ...] = ("lm-ppo", "rloo"), seeds: int = 2) -> Suite:
     cells = [Cell("textgym/Bandit-v0", agent, 64, seed) for agent in agents for seed in range(seeds)]
@@ -76,6 +78,13 @@ def rloo_is_interrupted(cell: Cell, *rest: Any) -> dict[str, Any]:
     if cell.agent == "rloo":
         raise KeyboardInterrupt
     return quick(cell, *rest)
+
+
+def rloo_is_asked_to_stop(cell: Cell, *rest: Any) -> dict[str, Any]:
+    with first_interrupt(lambda: None):
+        if cell.agent == "rloo":
+            os.kill(os.getpid(), signal.SIGINT)
+        return quick(cell, *rest)  # the signal came too late to stop it
 
 
 def hangs(cell: Cell, settings: Evaluation, folder: Path, optima: Path) -> dict[str, Any]:

@@ -103,6 +103,12 @@ def test_ctrl_c_counts_what_a_worker_has_written_before_it_was_heard_of(tmp_path
     assert [result.status for result in load_results(tmp_path)] == ["done", "done", "missing", "missing"]
 
 
+def test_ctrl_c_at_the_end_of_a_cell_keeps_the_cell_and_stops_the_others(tmp_path):
+    with pytest.raises(BenchInterrupted, match="3 of 4 cells are done"):
+        run(tmp_path, "rloo_is_asked_to_stop")
+    assert [result.status for result in load_results(tmp_path)] == ["done", "done", "done", "missing"]
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_the_processes_of_the_pool(tmp_path):
     suite = tiny_suite(("lm-ppo",), 1)

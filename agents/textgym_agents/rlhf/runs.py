@@ -17,7 +17,7 @@ from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from textgym.checks import JsonObject
 from textgym.files import make_folder, plain, read_json, write_json
-from textgym.interrupts import TrainingInterrupted, disk_full_at, first_interrupt
+from textgym.interrupts import TrainingInterrupted, disk_full_at, first_interrupt, heeded
 from textgym.rows import numbered_rows, row_source
 from textgym.sources import versions
 from textgym.task import Task
@@ -216,7 +216,8 @@ def run_stages(out: Path, stages: Iterable[Stage], watcher: Watcher) -> None:
             continue
         watcher.note(f"{stage.title}: {'resuming' if state == 'interrupted' else 'writing'} in {folder}")
         try:
-            stage.run(folder, state == "interrupted")
+            with heeded():
+                stage.run(folder, state == "interrupted")
         except KeyboardInterrupt as interrupt:
             raise TrainingInterrupted(
                 f"in the stage {stage.title}; the same command with --out {out} goes on"

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from typing import Final, TextIO
 
 from textgym.checks import not_one_of
-from textgym.interrupts import sigterm_raises
+from textgym.interrupts import heeded, sigterm_raises
 from textgym.processes import children_seconds, how_it_ended, interrupt
 from textgym_benchmarks.engines.jobs import (
     ONE_THREAD,
@@ -81,7 +81,8 @@ class Serial:
         try:
             for job in jobs:
                 yield Event("started", job.key)
-                yield finished(job.key, call(job.function, job.arguments), attempts=1)
+                with heeded():
+                    yield finished(job.key, call(job.function, job.arguments), attempts=1)
         finally:
             self.cpu_seconds = time.process_time() - started
 
@@ -245,8 +246,9 @@ def _answer_jobs() -> None:
     while (line := jobs.get()) is not None:
         busy.set()
         job = json.loads(line)
-        answers.write(reply_line(call(job["function"], job["arguments"])) + "\n")
-        answers.flush()
+        with heeded():
+            answers.write(reply_line(call(job["function"], job["arguments"])) + "\n")
+            answers.flush()
         busy.clear()
 
 

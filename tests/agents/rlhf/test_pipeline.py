@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import re
+import signal
 from dataclasses import replace
 
 import pytest
@@ -14,6 +16,7 @@ from textgym_agents.rlhf.runs import Stage, check_same, flags_of, run_stages
 from textgym_agents.rlhf.settings import OveroptimiseSettings, RLHFSettings, SFTSettings
 
 from textgym.commands.flags import parse
+from textgym.interrupts import TrainingInterrupted, first_interrupt
 from textgym.world import MODEL_PATH
 
 HELPFUL = "textgym/Helpful-v0"
@@ -62,6 +65,20 @@ def test_stages_are_run_resumed_or_skipped(tmp_path):
     run_stages(tmp_path, [stage("one"), stage("two"), stage("three")], notes)
     assert seen == [("two", True), ("three", False)]
     assert [line.split(":")[0] for line in notes.lines] == ["ONE", "TWO", "THREE"]
+
+
+def test_ctrl_c_at_the_end_of_a_stage_stops_those_behind_it(tmp_path):
+    def late(folder, resume):
+        with first_interrupt(lambda: None):
+            os.kill(os.getpid(), signal.SIGINT)
+            write(folder)
+
+    stages = [Stage("one", "ONE", late), Stage("two", "TWO", lambda folder, resume: write(folder))]
+    with pytest.raises(TrainingInterrupted, match=r"in the stage ONE; the same command with --out .* goes on"):
+        run_stages(tmp_path, stages, Notes())
+    assert not (tmp_path / "two").exists()
+    run_stages(tmp_path, stages, notes := Notes())
+    assert [line.partition(" in ")[0] for line in notes.lines] == ["ONE: complete", "TWO: writing"]
 
 
 def files_of(folder):
