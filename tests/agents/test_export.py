@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import shlex
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -221,9 +222,18 @@ def test_a_refused_push_leaves_the_folder_and_says_what_to_type(exported, hub, c
         push(tmp_path / "out", "me/it", public=False)
 
 
-def test_a_checkpoint_without_a_run_has_a_card_without_numbers(exported, capsys, tmp_path):
-    import shutil
+def test_a_folder_is_there_with_its_card_or_not_at_all(exported, capsys, tmp_path):
+    shutil.copytree(exported / "run", tmp_path / "run")
+    with (tmp_path / "run/samples.jsonl").open("a") as file:
+        file.write('{"iteration": 9}\n')
+    words = ("export", str(tmp_path / "run"), "--out", str(tmp_path / "new/out"))
+    assert_one_line(*run(capsys, *words)[::2], "samples.jsonl")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "run/samples.jsonl").unlink()
+    assert run(capsys, *words)[0] == 0
 
+
+def test_a_checkpoint_without_a_run_has_a_card_without_numbers(exported, capsys, tmp_path):
     shutil.copytree(exported / "run/checkpoint", tmp_path / "agent")
     assert run(capsys, "export", str(tmp_path / "agent"), "--out", str(tmp_path / "out"))[0] == 0
     text = (tmp_path / "out/README.md").read_text()
@@ -232,8 +242,6 @@ def test_a_checkpoint_without_a_run_has_a_card_without_numbers(exported, capsys,
 
 
 def test_a_kept_checkpoint_is_one_of_its_run(exported, capsys, tmp_path):
-    import shutil
-
     shutil.copytree(exported / "run", tmp_path / "run")
     kept = tmp_path / "run/checkpoints/1"
     shutil.copytree(tmp_path / "run/checkpoint", kept)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +17,7 @@ from textgym.codecs.sources import encodes_prompts
 from textgym.commands.console import UsageError, output, untrusted
 from textgym.commands.flags import parse
 from textgym.evaluate import MEASURES
-from textgym.files import read_json, read_lines, reading, write_text
+from textgym.files import read_json, read_lines, reading, sync, write_text
 from textgym.interrupts import disk_full_at
 from textgym.render import counted
 from textgym_agents.commands.running import cell
@@ -47,12 +49,10 @@ def main(arguments: list[str]) -> None:
         raise UsageError("--out: the new folder is missing, as in --out models/helpful")
     if flags.push is not None and flags.push.count("/") != 1:
         raise UsageError(f"--push {flags.push!r}: allowed is USER/NAME, a repository of the hub")
-    from textgym_agents.lm.checkpoint import export_model
-
+    if os.path.lexists(flags.out):
+        raise UsageError(f"--out {str(flags.out)!r}: it exists; allowed is a new folder")
     with disk_full_at(flags.out):
-        report = export_model(flags.folder, flags.out)
-        loader = "AutoModelForSeq2SeqLM" if encodes_prompts(flags.out) else "AutoModelForCausalLM"
-        write_text(flags.out / "README.md", card(Path(flags.folder), report, loader))
+        report = _write(Path(flags.folder), flags.out)
     console, kind = output(), "model and adapter merged" if report["adapter"] else "model"
     console.print(untrusted(f"{report['agent']}: {kind}, {report['parameters']:,} parameters, in {flags.out}"))
     if report["temperature"] != 1.0:
@@ -61,6 +61,24 @@ def main(arguments: list[str]) -> None:
         )
     if flags.push is not None:
         console.print(untrusted(f"pushed to {push(flags.out, flags.push, flags.public)}"))
+
+
+def _write(folder: Path, out: Path) -> JsonObject:
+    """Write the folder with its card, or nothing, and return the report of `export_model`."""
+    from textgym_agents.lm.checkpoint import export_model
+
+    part = out.with_name(f".{out.name}-part")
+    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+    try:
+        report = export_model(folder, part)
+        loader = "AutoModelForSeq2SeqLM" if encodes_prompts(part) else "AutoModelForCausalLM"
+        write_text(part / "README.md", card(folder, report, loader))
+        part.rename(out)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    sync(out.parent)
+    return report
 
 
 def card(folder: Path, report: JsonObject, loader: str = "AutoModelForCausalLM") -> str:
