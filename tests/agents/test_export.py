@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditiona
 from textgym import make_task, task_names
 from textgym.checks import is_finite
 from textgym.commands.console import UsageError
-from textgym.files import read_json, write_json
+from textgym.files import json_line, read_json, write_json
 from textgym.task import task_entry
 from textgym.vocab import load_vocabulary
 
@@ -251,8 +251,37 @@ def test_a_kept_checkpoint_is_one_of_its_run(exported, capsys, tmp_path):
     assert run(capsys, "export", str(kept), "--out", str(tmp_path / "out"))[0] == 0
     text = (tmp_path / "out/README.md").read_text()
     assert "# rloo on textgym/Helpful-v0\n" in text
-    assert "None: the policy is of iteration 1; a run has those of its end." in text
+    assert "None: iteration 1 was not evaluated." in text
     assert "## Samples" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("finished", [True, False])
+def test_the_card_of_a_kept_checkpoint_has_the_evaluation_of_its_iteration(exported, capsys, tmp_path, finished):
+    shutil.copytree(exported / "run", tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    last, own = rows[-1]["eval/objective"], {"eval/objective": 0.125, "eval/reward": 0.25, "eval/terms/one": 0.5}
+    rows[1] = {name: value for name, value in rows[1].items() if not name.startswith("eval/")} | own
+    (tmp_path / "run/metrics.jsonl").write_text("".join(map(json_line, rows)))
+    for iteration in (1, 2):
+        shutil.copytree(tmp_path / "run/checkpoint", tmp_path / f"run/checkpoints/{iteration}")
+    if not finished:
+        (tmp_path / "run/result.json").unlink()
+    samples = (tmp_path / "run/samples.jsonl").read_text()
+    assert '{"iteration": 2,' in samples
+    (tmp_path / "run/samples.jsonl").write_text(samples.replace('{"iteration": 2,', '{"iteration": 1,', 1))
+    report = {"agent": "rloo", "parameters": 3, "temperature": 1.0, "suppressed": 0}
+    first, second = (card(tmp_path / f"run/checkpoints/{iteration}", report) for iteration in (1, 2))
+    assert "| measure | before | iteration 1 |" in first
+    assert re.search(r"\| objective J \| [^|]* \| 0.125 \|", first)
+    assert "| term one | - | 0.500 |" in first
+    assert re.search(rf"\| objective J \| [^|]* \| {last:z.3f} \[", second)
+    assert (len(re.findall('^{"prompt"', first, re.M)), len(re.findall('^{"prompt"', second, re.M))) == (1, 7)
+    commands = [re.findall(r"The same numbers: `(.*)`", text)[0] for text in (first, second)]
+    assert "--agent RUN/checkpoints/1 --split eval --per-prompt 2 --seed 4" in commands[0]
+    words = [word.replace("RUN", str(tmp_path / "run")) for word in shlex.split(commands[1])[1:]]
+    code, out, _ = run(capsys, *words, "--json")
+    assert (code, json.loads(out)["objective"]["mean"]) == (0, pytest.approx(last))
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ class ExportFlags:
     """
 
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """A run folder, or a checkpoint; the card of a checkpoint has no measures."""
+    """A run folder, or a checkpoint; the card of a checkpoint has measures if the run has evaluated that iteration."""
     out: Path | None = None
     """The new folder. Existing files are never overwritten."""
     push: str | None = None
@@ -84,7 +84,7 @@ def _write(folder: Path, out: Path) -> JsonObject:
 def card(folder: Path, report: JsonObject, loader: str = "AutoModelForCausalLM") -> str:
     """Return the model card, Markdown, of a run's policy; its numbers are those of the run's last evaluation.
 
-    A kept checkpoint (checkpoints/N) has none.
+    Those of a kept checkpoint (checkpoints/N) are of its iteration; it has none if that was not evaluated.
 
     Args:
         folder: of the run, or of a checkpoint of it. report: of `export_model`. loader: the class that reads the model.
@@ -93,6 +93,7 @@ def card(folder: Path, report: JsonObject, loader: str = "AutoModelForCausalLM")
     run = RunFolder(run_of(folder))
     kept = folder.name if folder.parent.name == "checkpoints" and run.path != folder else ""
     config = run.config() if (run.path / "config.json").is_file() else {}
+    row = _evaluated(run, int(kept)) if kept and config else None
     tags = [
         "---",
         "library_name: transformers",
@@ -108,27 +109,42 @@ def card(folder: Path, report: JsonObject, loader: str = "AutoModelForCausalLM")
         f"temperature of {report['temperature']}, and {counted(report['suppressed'], 'token')} that it never writes. "
         "A grammar of the task is no part of it.",
         "## Measures",
-        f"None: the policy is of iteration {kept}; a run has those of its end." if kept else _measures(run, config),
+        f"None: iteration {kept} was not evaluated." if kept and row is None else _measures(run, config, row),
     ]
-    samples = [] if kept else _samples(run)
+    samples = [] if kept and row is None else _samples(run, row)
     if samples:
-        parts += ["## Samples", "The first completions of the last evaluation, on held-out prompts:", _fenced(samples)]
+        which = "the last evaluation" if row is None else "this evaluation"
+        parts += ["## Samples", f"The first completions of {which}, on held-out prompts:", _fenced(samples)]
     if config:
         parts += ["## Settings", _fenced([json.dumps(config, indent=1)])]
     return "\n\n".join(parts) + "\n"
 
 
-def _measures(run: RunFolder, config: JsonObject) -> str:
-    """Return a table of the measures before and after learning, J*, and the command that shows them."""
-    path = run.path / "result.json"
-    if not path.is_file():
+def _evaluated(run: RunFolder, iteration: int) -> JsonObject | None:
+    """Return the row of a run's log that has the evaluation of an iteration; None if there was no evaluation."""
+    rows = (row for row in run.metrics() if row["iteration"] == iteration and "eval/reward" in row)
+    return next(rows, None)
+
+
+def _measures(run: RunFolder, config: JsonObject, row: JsonObject | None) -> str:
+    """Return a table of the measures before and after learning, J*, and the command that shows them.
+
+    Args:
+        row: of the log, with the evaluation of a kept checkpoint; None for the run's last evaluation.
+    """
+    path, agent, per_prompt = run.path / "result.json", "RUN", "final_per_prompt"
+    if row is None and not path.is_file():
         return "None: the policy is of no finished run."
-    with reading(path, "the result"):
-        result = read_json(path)
+    with reading(path if path.is_file() else run.path, "the result"):
+        result = read_json(path) if path.is_file() else _unfinished(config)
         before, after, optimum, beta = (result[name] for name in ("before", "after", "optimum", "beta"))
+        if row is not None:
+            before, after, agent = run.metrics()[0], row, f"RUN/checkpoints/{row['iteration']}"
+            per_prompt = "final_per_prompt" if row["episode"] >= config["episodes"] else "eval_per_prompt"
         names = [name.removeprefix("eval/") for name in after if name.startswith("eval/terms/")]
         terms = {name: name.replace("terms/", "term ", 1).replace("|", "\\|") for name in names}
-        lines = ["| measure | before | after |", "|---|--:|--:|"]
+        head = "after" if row is None else f"iteration {row['iteration']}"
+        lines = [f"| measure | before | {head} |", "|---|--:|--:|"]
         lines += [
             f"| {label} | {cell(before, name)} | {cell(after, name)} |"
             for name, label in (MEASURES | terms).items()
@@ -136,12 +152,12 @@ def _measures(run: RunFolder, config: JsonObject) -> str:
         ]
         value = optimum["value"]
         if value is not None:
-            row = {f"eval/J{end}": value[key] for end, key in (("", "mean"), ("_low", "low"), ("_high", "high"))}
-            shown = f"{value['mean']:z.3f}" if optimum["exact"] else cell(row, "J")
+            star = {f"eval/J{end}": value[key] for end, key in (("", "mean"), ("_low", "low"), ("_high", "high"))}
+            shown = f"{value['mean']:z.3f}" if optimum["exact"] else cell(star, "J")
             lines.append(f"| optimum J\\*, {'exact' if optimum['exact'] else 'estimated'} | | {shown} |")
         options = [f"{name}={json.dumps(option)}" for name, option in config["env"].items()]
-        words = ["textgym", "eval", config["id"], "--agent", "RUN", "--split", config["split"]]
-        words += ["--per-prompt", str(config["final_per_prompt"]), "--seed", str(config["config"].get("seed", 0))]
+        words = ["textgym", "eval", config["id"], "--agent", agent, "--split", config["split"]]
+        words += ["--per-prompt", str(config[per_prompt]), "--seed", str(config["config"].get("seed", 0))]
         words += ["--optimum-per-prompt", str(config["optimum_per_prompt"])]
         words += ["--beta", str(beta), *(["--env", *options] if options else [])]
     how = (
@@ -149,20 +165,29 @@ def _measures(run: RunFolder, config: JsonObject) -> str:
         if after.get("eval/exact")
         else "sampled, with 95% intervals where more than one a prompt"
     )
-    unknown = "" if value is not None else f" J\\* is not known: {optimum['unknown']}."
+    unknown = "" if value is not None or not optimum["unknown"] else f" J\\* is not known: {optimum['unknown']}."
     return "\n".join(lines) + f"\n\nJ = reward - {beta} KL; {how}.{unknown} The same numbers: `{shlex.join(words)}`"
 
 
-def _samples(run: RunFolder) -> list[str]:
-    """Return the completions of a run's last evaluation, a line of JSON each; none where it has none."""
+def _unfinished(config: JsonObject) -> JsonObject:
+    """Return what the result of a run that has not ended would say of its J."""
+    own, split = config["config"].get("beta"), config["split"]
+    beta = config["task"][split]["beta"] if own is None else own
+    optimum = {"value": None, "unknown": ""}
+    return {"before": {}, "after": {}, "optimum": optimum, "beta": beta}
+
+
+def _samples(run: RunFolder, row: JsonObject | None) -> list[str]:
+    """Return the completions of the evaluation in a row of the log, or of the last one, a line of JSON each."""
     path = run.path / "samples.jsonl"
     if not path.is_file():
         return []
     with reading(path, "the samples"):
         rows = read_lines(path)
-        last = [row for row in rows if row["iteration"] == rows[-1]["iteration"]]
+        iteration = rows[-1]["iteration"] if row is None else row["iteration"]
         names = ("prompt", "completion", "reward")
-        return [json.dumps({name: row[name] for name in names}, ensure_ascii=False) for row in last]
+        chosen = [{name: each[name] for name in names} for each in rows if each["iteration"] == iteration]
+        return [json.dumps(each, ensure_ascii=False) for each in chosen]
 
 
 def _fenced(lines: list[str]) -> str:
