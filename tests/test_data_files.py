@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,3 +171,15 @@ def test_a_folder_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -
     with pytest.raises(OSError, match="full"):
         replace_folder(tmp_path / "new", write)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+@pytest.mark.parametrize(("folder", "files"), [(0o750, [0o640, 0o740]), (0o700, [0o600, 0o700])])
+def test_whoever_may_read_a_folder_may_read_its_files(tmp_path: Path, folder: int, files: list[int]) -> None:
+    def write(new: Path) -> None:
+        new.chmod(folder)
+        for name, mode in (("a.safetensors", 0o600), ("b.sh", 0o700)):
+            (new / name).touch(mode)
+
+    replace_folder(tmp_path / "new", write)
+    assert [stat.S_IMODE(each.stat().st_mode) for each in sorted((tmp_path / "new").iterdir())] == files

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
@@ -260,6 +261,7 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
 
     If `write` raises, the old folder stays and nothing else does. At every moment the old or the new folder is whole;
     after a crash between the two renames `recover_folder` brings it back. On return, the new one is on the disk.
+    Whoever may read the folder may read its files.
     """
     recover_folder(path)
     new, old = _siblings(path)
@@ -267,7 +269,10 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
     try:
         make_folder(new)
         write(new)
+        allowed = new.stat().st_mode & 0o666
         for each in (*new.rglob("*"), new):
+            if (mode := each.stat().st_mode) | allowed != mode:  # safetensors makes files that only we may read
+                each.chmod(stat.S_IMODE(mode | allowed))
             sync(each)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
