@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import json
 import re
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -259,22 +259,28 @@ def test_a_turn_that_the_server_refuses_is_answered_with_its_error() -> None:
             OpenEnvUser(url, action="nope")
 
 
-def test_the_command_serves(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "textgym", "serve", "TwentyQuestions-v0", "--port", "0", "--env", "difficulty=1"]
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+def test_the_command_serves(host: str, shown: str) -> None:
+    try:
+        socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    words = [sys.executable, "-m", "textgym", "serve", "TwentyQuestions-v0", "--host", host, "--port", "0"]
+    words += ["--env", "difficulty=1"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as command:
         try:
             assert command.stdout is not None
             (url,) = re.findall(
-                r"TwentyQuestions at (http://127\.0\.0\.1:\d+), Ctrl-C ends it", command.stdout.readline()
+                rf"TwentyQuestions at (http://{re.escape(shown)}:\d+), Ctrl-C ends it", command.stdout.readline()
             )
             with core.GenericEnvClient(url).sync() as session:
                 assert session.reset(seed=0).observation["tokens"] == list(
                     make_task("TwentyQuestions", difficulty=1).encoded("train")[0].ids
                 )
             port = url.rpartition(":")[2]
-            taken = subprocess.run([*words[:6], port], capture_output=True, text=True, timeout=60)
+            taken = subprocess.run([*words[:8], port], capture_output=True, text=True, timeout=60)
             assert taken.returncode == 2
-            assert f"--host 127.0.0.1 --port {port}: Address already in use; allowed are" in taken.stderr
+            assert f"--host {host} --port {port}: Address already in use; allowed are" in taken.stderr
         finally:
             command.terminate()
         assert command.wait(30) == 143

@@ -68,7 +68,8 @@ def main(arguments: list[str]) -> None:
         raise UsageError(
             f"--host {flags.host} --port {flags.port}: {said}; allowed are an address of this machine and a free port"
         ) from error
-    print(f"{env.task.name} at http://{flags.host}:{listening.getsockname()[1]}, Ctrl-C ends it", flush=True)
+    host = f"[{flags.host}]" if family == socket.AF_INET6 else flags.host
+    print(f"{env.task.name} at http://{host}:{listening.getsockname()[1]}, Ctrl-C ends it", flush=True)
     _LOG.info("")  # whoever waits for others is at no work
     config = uvicorn.Config(app, log_level="warning", ws_max_size=_FRAME)
     uvicorn.Server(config).run(sockets=[listening])
