@@ -93,7 +93,7 @@ def card(folder: Path, report: JsonObject, loader: str = "AutoModelForCausalLM")
     run = RunFolder(run_of(folder))
     kept = folder.name if folder.parent.name == "checkpoints" and run.path != folder else ""
     config = run.config() if (run.path / "config.json").is_file() else {}
-    row = _evaluated(run, int(kept)) if kept and config else None
+    row = _evaluated(run, kept) if kept and config else None
     tags = [
         "---",
         "library_name: transformers",
@@ -120,9 +120,9 @@ def card(folder: Path, report: JsonObject, loader: str = "AutoModelForCausalLM")
     return "\n\n".join(parts) + "\n"
 
 
-def _evaluated(run: RunFolder, iteration: int) -> JsonObject | None:
+def _evaluated(run: RunFolder, iteration: str) -> JsonObject | None:
     """Return the row of a run's log that has the evaluation of an iteration; None if there was no evaluation."""
-    rows = (row for row in run.metrics() if row["iteration"] == iteration and "eval/reward" in row)
+    rows = (row for row in run.metrics() if str(row["iteration"]) == iteration and "eval/reward" in row)
     return next(rows, None)
 
 
