@@ -41,7 +41,8 @@ class Paid:
 def small_task(**options):
     settings = {"reward": uneven, "max_new_tokens": 3, "beta": 0.4, "weights": [1, 3], **options}
     mask = settings.pop("mask", None)
-    return replace(make_task("Text", prompts=["a", "b c"], tokenizer=WORDS, stop="<end>", **settings), mask=mask)
+    settings = {"prompts": ["a", "b c"], "tokenizer": WORDS, **settings}
+    return replace(make_task("Text", stop="<end>", **settings), mask=mask)
 
 
 def bigram(seed=0, size=4):

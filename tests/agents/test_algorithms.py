@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
+from solver_tools import small_task
 from textgym_agents import make_agent, make_env
 from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.config import LMPPOConfig
@@ -12,6 +14,7 @@ from textgym_agents.conformance.under_test import HOLDS
 from textgym_agents.registry import agent_class, batch_of, make_config
 
 from textgym import TokenVectorEnv, make_task
+from textgym.lm.reference import NGramReference
 from textgym.solver import policy_values, solve
 
 CRITICS_ONLY = {
@@ -170,3 +173,23 @@ def test_it_learns_what_the_kit_asks(agent, settings):
     found = check(agent, ["learns Bandit", "learns Delayed", "learns Stop"], settings=settings)
     assert {f.check: f.found for f in found if f.status == FAILS} == {}
     assert any(f.status == HOLDS for f in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["monte-carlo", "mcts", "best-of-n", "sb3-maskable-ppo"])
+def test_what_a_reference_gives_to_tokens_that_are_never_legal_changes_nothing(name):
+    leaking = np.random.default_rng(0).dirichlet(np.ones(4), size=4)
+    leaking[:, 2] += [0.0, 1.0, 2.0, 3.0]  # the control token <pad>
+    leaking /= leaking.sum(1, keepdims=True)
+    legal = leaking * [1, 1, 0, 1]
+    played = []
+    for table in (leaking, legal / legal.sum(1, keepdims=True)):
+        task = small_task(tokenizer=("a", "b", "<pad>", "<end>"), prompts=["a", "b"], reference=NGramReference(table))
+        env = TokenVectorEnv(task, 64, segments=True, autoreset_mode=AutoresetMode.DISABLED)
+        agent = make_agent(name, env)
+        if not agent.plans and name != "best-of-n":
+            agent.learn(env, 256)
+        observation, _ = env.reset(seed=0)
+        said = agent.act(observation) if name == "best-of-n" else agent.log_probs(observation)
+        played.append(np.array(said))
+    np.testing.assert_allclose(*played, atol=1e-6)

@@ -110,6 +110,24 @@ def test_a_token_that_the_reference_never_writes_costs_the_floor() -> None:
     assert env.step(2)[1] == pytest.approx(-0.4 * 7)
 
 
+def test_what_a_reference_gives_to_tokens_that_are_never_legal_is_shared_out() -> None:
+    words = ("a", "b", "<pad>", "<end>")
+    task = small_task(tokenizer=words, prompts=["a", "b"], reference=bigram(), reward=Paid("end"))
+    assert not task.vocabulary.allowed[2]
+    assert np.exp(bigram().log_probs({"input_ids": np.array([[0]]), "attention_mask": np.ones((1, 1))}))[0, 2] > 0.1
+    policy = Table(0)
+    policy.distribution = lambda tokens: np.array([0.5, 0.2, 0.0, 0.3])
+    with np.errstate(divide="ignore"):
+        exact = policy_values(prefix_tree(task), policy)
+    reward, entropy = enumerated(ReferenceReward(TokenEnv(task)), task, policy)
+    assert reward + task.beta * entropy == pytest.approx(exact.objective, abs=1e-9)
+    rows = VectorReferenceReward(TokenVectorEnv(task, 2))
+    single = ReferenceReward(TokenEnv(task))
+    for env in (rows, single):
+        env.reset(options={"prompt_index": 0})
+    assert rows.step(np.array([1, 1]))[1].tolist() == [single.step(1)[1]] * 2
+
+
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_rows_equal_single_environments(mode: AutoresetMode) -> None:
     task = small_task(reference=bigram(), reward=Paid("difference", 0.6), gamma=0.6, mask=grammar)

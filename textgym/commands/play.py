@@ -15,7 +15,7 @@ from textgym.checks import Floats, JsonObject, check_count
 from textgym.commands.console import note, one_line, output, untrusted
 from textgym.commands.flags import EnvId, EnvOptions, env_options, find_id, parse
 from textgym.env import TokenEnv
-from textgym.lm.reference import Reference, UniformReference, restricted
+from textgym.lm.reference import Reference, UniformReference, over_legal
 from textgym.render import counted
 from textgym.state import Observation
 from textgym.task import Task, make_reference
@@ -104,7 +104,8 @@ class _Game:
     def _next_log_probs(self, observation: Observation) -> Floats:
         batch = {name: np.asarray(value)[None] for name, value in observation.items()}
         table = np.asarray(self._reference.log_probs(batch), dtype=np.float64)
-        log_probs: Floats = restricted(table, None if self._task.mask is None else self._env.action_masks()[None])[0]
+        masks = None if self._task.mask is None else self._env.action_masks()[None]
+        log_probs: Floats = over_legal(table, masks, self._task.vocabulary.allowed)[0]
         return log_probs
 
     def _show(self, log_probs: Floats) -> list[int]:

@@ -83,6 +83,18 @@ def restricted(log_probs: NDArray[Real], masks: Bools | None) -> NDArray[Real]:
     return np.asarray(allowed - top - np.log(np.exp(allowed - top).sum(1, keepdims=True)))
 
 
+def over_legal(log_probs: NDArray[Real], masks: Bools | None, allowed: Bools) -> NDArray[Real]:
+    """Return a policy's or a reference's distribution over the legal tokens, as `restricted` does.
+
+    Args:
+        log_probs: (B, V) float, nats. masks: (B, V) bool, the tokens that a task's grammar allows; None without one.
+        allowed: (V,) bool, the tokens that are ever legal. What others have is shared out among these.
+    """
+    if masks is None and (log_probs[:, ~allowed] > -np.inf).any():
+        masks = np.broadcast_to(allowed, log_probs.shape)
+    return restricted(log_probs, masks)
+
+
 class UniformReference:
     """The same probability for every allowed token, of bool (V,). Raises: ValueError if none is."""
 

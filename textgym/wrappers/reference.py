@@ -11,7 +11,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from textgym.checks import Bools, Floats, check_count, check_number
-from textgym.lm.reference import Reference, restricted
+from textgym.lm.reference import Reference, over_legal
 from textgym.state import Observation, TokenState
 from textgym.task import BETA, Task, has_language_model, reference_model
 from textgym.vector import refuse_together
@@ -79,17 +79,20 @@ class Bonus:
 
     Args:
         reference: pi_ref. beta: reward units per nat, >= 0. floor: nats; what is less likely counts as this.
+        allowed: (V,) bool.
     Raises: ValueError for a beta or floor out of range.
     """
 
-    def __init__(self, reference: Reference, beta: float, floor: float) -> None:
+    def __init__(self, reference: Reference, beta: float, floor: float, allowed: Bools) -> None:
         if not -float("inf") < floor < 0:
             raise ValueError(f"floor={floor!r}: allowed is a finite number below 0 (nats)")
         self.reference, self.beta, self.floor = reference, check_number("beta", beta, 0, unit=BETA), floor
+        self._allowed = allowed
 
     def of(self, observation: Observation, actions: Actions, masks: Masks) -> Floats:
         """Return the bonus (B,) of B actions in B states, reward units."""
-        logs = restricted(np.asarray(self.reference.log_probs(observation), dtype=np.float64), masks)
+        table = np.asarray(self.reference.log_probs(observation), dtype=np.float64)
+        logs = over_legal(table, masks, self._allowed)
         taken = np.take_along_axis(logs, actions.astype(np.int64)[:, None], axis=1)[:, 0]
         return np.asarray(self.beta * np.maximum(taken, self.floor))
 
@@ -119,7 +122,7 @@ class ReferenceReward(SingleWrapper):
         super().__init__(env)
         self.reference = reference_of(env, reference)
         self.beta = self.task.beta if beta is None else beta
-        self._bonus = Bonus(self.reference, self.beta, floor)
+        self._bonus = Bonus(self.reference, self.beta, floor, self.task.vocabulary.allowed)
         self._time = 0
 
     def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[Shown, Infos]:
@@ -157,7 +160,7 @@ class VectorReferenceReward(RowsWrapper):
         super().__init__(env)
         self.reference = reference_of(env, reference)
         self.beta = self.task.beta if beta is None else beta
-        self._bonus = Bonus(self.reference, self.beta, floor)
+        self._bonus = Bonus(self.reference, self.beta, floor, self.task.vocabulary.allowed)
         self._times = np.zeros(self.num_envs, dtype=np.int64)
 
     def step(self, actions: Actions) -> RowsStep:

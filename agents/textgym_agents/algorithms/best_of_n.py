@@ -10,7 +10,7 @@ import numpy as np
 from textgym.best_of_n import best_of_n_edges, highest, noise_deviation, sampled_kl
 from textgym.checks import Floats, Ints
 from textgym.estimates import expected_returns
-from textgym.lm.reference import restricted
+from textgym.lm.reference import over_legal
 from textgym.play import Turn, play_batch
 from textgym.rewards.scorer import scorers_restored
 from textgym.sampling import play
@@ -200,7 +200,7 @@ class BestOfN(NonLearner):
 
         def choose(turn: Turn) -> Ints:
             logs = np.asarray(self._reference.log_probs(turn.observation), dtype=np.float64)[turn.rows]
-            tokens = draw(restricted(logs, turn.masks), self._generator)
+            tokens = draw(over_legal(logs, turn.masks, task.vocabulary.allowed), self._generator)
             given = [texts[row][turn.time : turn.time + 1] if texts else () for row in turn.rows.tolist()]
             return np.array([own[0] if own else token for own, token in zip(given, tokens.tolist(), strict=True)])
 

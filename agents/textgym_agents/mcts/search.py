@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from textgym.checks import Bools, Floats, Ints
-from textgym.lm.reference import Reference, UniformReference, restricted
+from textgym.lm.reference import Reference, UniformReference, over_legal
 from textgym.solver import Solution, solve
 from textgym.task import Task, make_reference
 from textgym_agents.config import at_least_one, not_negative, only_with, positive, require, share
@@ -144,11 +144,15 @@ class Evaluator:
 
     def log_prior(self, observation: Observation, masks: Bools | None) -> Floats:
         """Return the prior's log-probabilities (n, V), nats, over the legal tokens."""
-        return restricted(np.asarray(self._prior.log_probs(observation), dtype=np.float64), masks)
+        return self._over_legal(self._prior, observation, masks)
 
     def log_reference(self, observation: Observation, masks: Bools | None) -> Floats:
         """Return the reference's log-probabilities (n, V), nats, over the legal tokens."""
-        return restricted(np.asarray(self._reference.log_probs(observation), dtype=np.float64), masks)
+        return self._over_legal(self._reference, observation, masks)
+
+    def _over_legal(self, policy: Reference, observation: Observation, masks: Bools | None) -> Floats:
+        logs = np.asarray(policy.log_probs(observation), dtype=np.float64)
+        return over_legal(logs, masks, self._task.vocabulary.allowed)
 
     def evaluate(self, model: Model, arrival: Arrival, generator: np.random.Generator) -> Leaves:
         """Evaluate where n moves led; the values of ended episodes are 0, and their distributions mean nothing."""

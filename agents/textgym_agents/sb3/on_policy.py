@@ -16,7 +16,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
 from textgym.checks import Floats, Ints
-from textgym.lm.reference import restricted
+from textgym.lm.reference import over_legal
 from textgym.play import Turn, play_batch
 from textgym.rewards.scorer import scorers_restored
 from textgym.state import POLICY
@@ -51,7 +51,8 @@ def rank_prior(task: Task, table: TopKTokens) -> Floats:
     def choose(turn: Turn) -> Ints:
         seen = turn.seen()
         tokens, legal = table.tokens(seen, turn.masks)
-        logs = restricted(np.asarray(table.reference.log_probs(seen), dtype=np.float64), turn.masks)
+        said = np.asarray(table.reference.log_probs(seen), dtype=np.float64)
+        logs = over_legal(said, turn.masks, task.vocabulary.allowed)
         total[:] += np.where(legal, np.exp(np.take_along_axis(logs, tokens, axis=1)), 0.0).sum(0)
         return tokens[:, 0]
 

@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from textgym.checks import Bools, Floats, Ints
-from textgym.lm.reference import restricted
+from textgym.lm.reference import over_legal
 from textgym.play import PlayedBatch, Turn, check_env, play_batch
 from textgym.rewards import TextGymWarning
 from textgym.task import Task, make_reference
@@ -273,7 +273,8 @@ class TabularAgent(DrawingAgent):
         return states, self._log_reference(observation, legal), own
 
     def _log_reference(self, observation: Observation, legal: Bools | None) -> Floats:
-        logs = restricted(np.asarray(self._reference.log_probs(observation), dtype=np.float64), legal)
+        table = np.asarray(self._reference.log_probs(observation), dtype=np.float64)
+        logs = over_legal(table, legal, self.task.vocabulary.allowed)
         return np.asarray(logs[:, self.actions])
 
     # Acting
