@@ -209,6 +209,46 @@ ROWS = {
 }
 
 
+@pytest.mark.parametrize(
+    "embedding",
+    [np.zeros((5, 2)), np.zeros((7, 2)), np.zeros(6), np.full((6, 2), np.nan), np.full((6, 2), 1.5), [["a"]] * 6, 3],
+)
+def test_an_embedding_that_has_not_one_point_for_each_token_is_refused(embedding: Any) -> None:
+    task = word_task(reference=bigram())
+    assert task.vocabulary.size == 6
+    for wrap, env in (
+        (wrappers.EmbeddingActions, TokenEnv(task)),
+        (wrappers.VectorEmbeddingActions, TokenVectorEnv(task, 2)),
+    ):
+        with pytest.raises(ValueError, match=r"embedding .*allowed is \(6, D\)"):
+            wrap(env, embedding=embedding)
+
+
+def test_points_that_are_no_numbers_are_refused_as_actions() -> None:
+    env = wrappers.EmbeddingActions(TokenEnv(word_task(reference=bigram())), 2)
+    env.reset(seed=0)
+    with pytest.raises(InvalidAction, match="finite points"):
+        env.step(np.array(["a", "b"]))
+    with pytest.raises(ValueError, match="seed=-1"):
+        wrappers.EmbeddingActions(TokenEnv(word_task()), 2, seed=-1)
+
+
+@pytest.mark.parametrize("reference", ["uniform", 3])
+def test_a_reference_that_is_none_is_refused_by_its_argument(reference: Any) -> None:
+    task = word_task(reference=bigram())
+    single, rows = TokenEnv(task), TokenVectorEnv(task, 2)
+    makers = [
+        lambda: wrappers.TopKActions(single, 2, reference),
+        lambda: wrappers.VectorTopKActions(rows, 2, reference),
+        lambda: wrappers.ReferenceReward(single, reference=reference),
+        lambda: wrappers.VectorReferenceReward(rows, reference=reference),
+        lambda: wrappers.LMFeatures(single, reference),
+    ]
+    for make in makers:
+        with pytest.raises(TypeError, match=f"reference={reference!r}: allowed are None"):
+            make()
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("kind", ROWS)
 def test_actions_are_as_many_as_rows(kind: str, count: int) -> None:

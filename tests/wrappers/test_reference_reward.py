@@ -161,8 +161,8 @@ def test_rows_equal_single_environments(mode: AutoresetMode) -> None:
 
 def test_bad_arguments_and_actions_are_named() -> None:
     task = small_task()
-    for name, value in {"beta": -1.0, "floor": 0.0}.items():
-        with pytest.raises(ValueError, match=name):
+    for name, value in (("beta", -1.0), ("floor", 0.0), ("floor", "low"), ("floor", None), ("floor", float("nan"))):
+        with pytest.raises(ValueError, match=f"{name}={value!r}: allowed is a finite number"):
             ReferenceReward(TokenEnv(task), **{name: value})
     env = VectorReferenceReward(TokenVectorEnv(task, 2))
     env.reset(seed=0)

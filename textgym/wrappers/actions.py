@@ -12,7 +12,7 @@ from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from textgym.checks import Bools, Floats, Ints, check_count
+from textgym.checks import Bools, Floats, Ints, check_count, shown
 from textgym.env import why_reset
 from textgym.episodes import Episodes, TokenSpace
 from textgym.lm.reference import Observation, Reference
@@ -142,7 +142,10 @@ class Nearest:
 
     def take(self, actions: Actions, observation: Observation, masks: Masks = None) -> Ints:
         """See `Choice.take`; of equally near tokens the first of the table."""
-        points = np.asarray(actions, dtype=np.float64)
+        try:
+            points = np.asarray(actions, dtype=np.float64)
+        except (TypeError, ValueError):
+            points = np.zeros(0)
         if points.ndim != 2 or points.shape[1:] != self.space.shape or not np.isfinite(points).all():
             raise InvalidAction(f"action {actions!r:.80}: allowed are finite points {self.space.shape} a row")
         tokens, legal = self.table.tokens(observation, masks)
@@ -251,8 +254,20 @@ class VectorAllowedActions(_ChosenRows):
 
 
 def _nearest(task: Task, dimensions: int, seed: int, embedding: Points | None, table: Table | None) -> Nearest:
-    points = token_embedding(task, dimensions, seed) if embedding is None else embedding
+    points = token_embedding(task, dimensions, seed) if embedding is None else _checked(embedding, task.vocabulary.size)
     return Nearest(AllowedTokens(task.vocabulary.allowed) if table is None else table, points)
+
+
+def _checked(embedding: Points, size: int) -> Points:
+    """Return points for all tokens, as an array. Raises: ValueError for other numbers of them, or outside [-1, 1]."""
+    try:
+        points = np.asarray(embedding, dtype=np.float64)
+    except (TypeError, ValueError):
+        points = np.zeros(0)
+    if points.ndim != 2 or len(points) != size or not points.size or not (np.abs(points) <= 1).all():
+        found = f"shape {points.shape}" if points.size else shown(embedding)
+        raise ValueError(f"embedding ({found}): allowed is ({size}, D), a point in [-1, 1]^D for each token")
+    return points
 
 
 class EmbeddingActions(_Chosen):
@@ -264,7 +279,7 @@ class EmbeddingActions(_Chosen):
         embedding: (V, D) float inside [-1, 1]; None takes `token_embedding`.
         table: the tokens to choose from; None takes all allowed ones.
     Raises: TypeError for an environment that is not TextGym's, or whose actions are not tokens; ValueError for
-        `dimensions` out of range.
+        `dimensions`, `seed` or `embedding` out of range.
     Source: Dulac-Arnold et al. (2015), arXiv:1512.07679, section 4, with k = 1.
     """
 

@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from textgym.checks import Bools, Floats
+from textgym.checks import Bools, Floats, shown
 from textgym.episodes import action_space, observation_space
 from textgym.lm.reference import Reference
 from textgym.state import Observation, TokenState
@@ -55,7 +55,15 @@ def _check_below(env: Env | RowsEnv, wrapper: str, takes_tokens: bool) -> None:
 
 
 def reference_of(env: Env | RowsEnv, reference: Reference | None) -> Reference:
-    """Return the given reference, that of a wrapper below (so that one forward serves both), or the task's."""
+    """Return the given reference, that of a wrapper below (so that one forward serves both), or the task's.
+
+    Raises: TypeError for a reference without log-probabilities, such as the name of one.
+    """
+    if not isinstance(reference, Reference | None):
+        raise TypeError(
+            f"reference={shown(reference)}: allowed are None, the task's, and an object with log_probs(observation), "
+            "as textgym.task.make_reference(task) gives it"
+        )
     layer: object = env
     while reference is None and layer is not None:
         reference = vars(layer).get("reference")

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from textgym.checks import Bools, Floats, check_count, check_number
+from textgym.checks import Bools, Floats, check_count, check_number, is_finite, shown
 from textgym.lm.reference import Reference, over_legal
 from textgym.state import Observation, TokenState
 from textgym.task import BETA, Task, has_language_model, reference_model
@@ -47,9 +47,10 @@ def token_embedding(task: Task, dimensions: int, seed: int = 0) -> Floats:
         dimensions: D; with an LM at most the width of its embedding, and less than the allowed tokens.
         seed: of the random directions that replace the embedding where the reference is no LM.
     Returns: (V, D) float64.
-    Raises: ValueError for D out of range.
+    Raises: ValueError for D or a seed out of range.
     """
     check_count("dimensions", dimensions)
+    check_count("seed", seed, 0)
     if has_language_model(task):
         from textgym.lm.causal import load_causal_lm
 
@@ -84,8 +85,8 @@ class Bonus:
     """
 
     def __init__(self, reference: Reference, beta: float, floor: float, allowed: Bools) -> None:
-        if not -float("inf") < floor < 0:
-            raise ValueError(f"floor={floor!r}: allowed is a finite number below 0 (nats)")
+        if not is_finite(floor) or floor >= 0:
+            raise ValueError(f"floor={shown(floor)}: allowed is a finite number below 0 (nats)")
         self.reference, self.beta, self.floor = reference, check_number("beta", beta, 0, unit=BETA), floor
         self._allowed = allowed
 
