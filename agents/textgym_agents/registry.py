@@ -56,6 +56,8 @@ def agent_class(agent: str | type) -> type[Agent]:
     """
     if isinstance(agent, type):
         found: object = agent
+    elif not isinstance(agent, str):
+        raise ValueError(f"agent={shown(agent)}: allowed are a name, module:Class, hf:FOLDER_OR_ID and a class")
     elif agent.startswith(HF):
         from textgym_agents.algorithms.fixed import pretrained
 
@@ -166,10 +168,22 @@ def make_agent(agent: str | type[Agent], env: TextEnv, config: object = None, **
         config = make_config(found, settings)
     elif settings:
         raise TypeError(f"{next(iter(settings))!r}: give a whole config or settings, not both")
+    else:
+        _check_config(found, config)
     taken = inspect.signature(found).parameters
     parts = {"env": env, "task": _task_for(agent, found, env), "config": config}
     made: Agent = found(**{name: part for name, part in parts.items() if name in taken})
     return made
+
+
+def _check_config(agent: type, config: object) -> None:
+    """Raise TypeError unless a config is of the class that an agent takes."""
+    kind = config_class(agent)
+    if kind is None and "config" in inspect.signature(agent).parameters:
+        return  # it does not say which
+    if kind is None or not isinstance(config, kind):
+        allowed = "None" if kind is None else f"a {kind.__name__}, or its fields as settings"
+        raise TypeError(f"config={shown(config)}: of {agent.__name__} allowed is {allowed}")
 
 
 def load_agent(path: str | Path, env: TokenVectorEnv, agent: str | None = None, trust_pickle: bool = False) -> Agent:

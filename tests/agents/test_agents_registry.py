@@ -71,6 +71,20 @@ def test_settings_reach_the_config_and_unknown_ones_are_refused():
         make_agent("agents.counting_agent:CountingAgent", env, CountingConfig(), step=2.0)
 
 
+@pytest.mark.parametrize("config", [{"batch": 8}, CountingConfig(), 3])
+@pytest.mark.parametrize(("name", "kind"), [("lm-ppo", "LMPPOConfig"), ("random", "FixedConfig")])
+def test_a_config_of_another_class_is_refused(name, kind, config):
+    env = make_env("textgym/Text-v0", 1, **WORDS)
+    with pytest.raises(TypeError, match=rf"config=.*allowed is a {kind}, or its fields as settings"):
+        make_agent(name, env, config)
+
+
+@pytest.mark.parametrize("agent", [3, None])
+def test_what_is_neither_a_name_nor_a_class_is_refused(agent):
+    with pytest.raises(ValueError, match=f"agent={agent}: allowed are a name"):
+        make_agent(agent, make_env("textgym/Text-v0", 1, **WORDS))
+
+
 @pytest.mark.parametrize("name", ["lm-ppo", "q-learning", "best-of-n", "random"])
 def test_an_environment_without_a_task_is_refused(name):
     with pytest.raises(ValueError, match=rf"env=.*CartPole.*agent '{name}' needs; allowed are TextGym's"):
