@@ -308,6 +308,20 @@ def test_users_out_of_range_are_refused(make, said):
         make()
 
 
+@pytest.mark.parametrize("name", ["turns", "turn_tokens", "reply_tokens"])
+def test_limits_of_turns_are_refused_by_their_own_names(name):
+    with pytest.raises(ValueError, match=rf"^{name}=0: allowed is an integer >= 1"):
+        TokenEnv("Text", responder=curious, **{name: 0})
+
+
+@pytest.mark.parametrize("said", [None, "b", 3])
+def test_what_is_no_list_of_replies_is_refused(said):
+    env = TokenEnv("Text", responder=lambda conversations: said, turn_tokens=1)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=f"responder: {said!r} for 1 conversations; allowed is a text or None for"):
+        env.step(5)
+
+
 def test_a_user_without_a_first_question_does_not_ask_the_second_twice():
     user = WorldUser(changes=1.0)
     talk = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi."}]

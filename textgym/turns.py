@@ -8,7 +8,7 @@ solver (`textgym.solver`).
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -225,10 +225,11 @@ class TextResponder:
         """See `Responder.replies`."""
         names = {*getattr(self._reply, "asks", ()), *(("hidden",) if hasattr(self._reply, "weights") else ())}
         options = {name: [getattr(state, name) for state in states] for name in names}
-        found = list(self._reply(self._messages(states), **options))
+        said: object = self._reply(self._messages(states), **options)
+        found = list(said) if isinstance(said, Iterable) and not isinstance(said, str) else []
         if len(found) != len(states) or not all(text is None or isinstance(text, str) for text in found):
             raise ValueError(
-                f"responder: {shown(found)} for {len(states)} conversations; allowed is a text or None for each"
+                f"responder: {shown(found or said)} for {len(states)} conversations; allowed is a text or None for each"
             )
         return [self._written(state, text) for state, text in zip(states, found, strict=True)]
 

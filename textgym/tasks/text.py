@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Unpack
 
-from textgym.checks import shown
+from textgym.checks import check_count, shown
 from textgym.codecs.sources import model_tokenizer
 from textgym.prompts import Columns, Overlong, PromptSource, fit_prompts, own_splits
 from textgym.registry import RESPONDERS
@@ -103,6 +103,8 @@ def text_task(
     spoken = None
     if responder is not None:
         function: ReplyFunction = make(RESPONDERS, responder, "responder")
+        check_count("turns", turns)
+        check_count("turn_tokens", turn_tokens)
         spoken = Turns(
             TextResponder(vocabulary, function, reply_tokens),
             turns,
