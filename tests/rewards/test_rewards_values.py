@@ -49,7 +49,13 @@ def test_torch_results() -> None:
     torch = pytest.importorskip("torch")
     np.testing.assert_array_equal(score(torch.tensor([0.5, 2.0], requires_grad=True)).total, [0.5, 2])
     np.testing.assert_array_equal(score([torch.tensor(0.5), torch.tensor(3)]).total, [0.5, 3])
-    for bad in (torch.tensor(1.0), torch.ones(2, 1), [torch.ones(1), torch.ones(1)], torch.tensor([1j, 2j])):
+    for bad in (
+        torch.tensor(1.0),
+        torch.ones(2, 1),
+        [torch.ones(1)] * 2,
+        torch.tensor([1j, 2j]),
+        [torch.tensor(1 + 0j)] * 2,
+    ):
         with pytest.raises(RewardError) as caught:
             score(bad)
         assert caught.value.kind == "wrong_type"
@@ -71,6 +77,8 @@ def test_torch_results() -> None:
         ([[1.0], 2.0], "wrong_type"),
         ([np.ones(1), 2.0], "wrong_type"),
         ([1j, 2.0], "wrong_type"),
+        ([np.complex128(1j), 2.0], "wrong_type"),
+        ([np.array(1 + 0j), 2.0], "wrong_type"),
         ([], "wrong_length"),
         ([1.0], "wrong_length"),
         ([1.0, 2.0, 3.0], "wrong_length"),

@@ -83,7 +83,9 @@ def as_number(value: Any, index: int, name: str, faults: Faults | None) -> float
         return value
     try:
         # float() would also take text such as "1.0" (no __float__) and arrays of one element (ndim 1).
-        if type(value) in (float, int, bool) or (hasattr(value, "__float__") and not getattr(value, "ndim", 0)):
+        if type(value) in (float, int, bool) or (
+            hasattr(value, "__float__") and not getattr(value, "ndim", 0) and not _is_complex(value)
+        ):
             return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
@@ -99,6 +101,11 @@ def as_number(value: Any, index: int, name: str, faults: Faults | None) -> float
         raise fault
     faults.setdefault(index, fault)
     return None
+
+
+def _is_complex(value: Any) -> bool:
+    """Return whether float() would take the real part alone of a number of numpy or torch."""
+    return isinstance(value.item() if hasattr(value, "item") else value, complex)
 
 
 class Caller:
