@@ -387,6 +387,9 @@ def test_states_that_do_not_fit_change_no_row(rows: list[Any], places: Any) -> N
     with pytest.raises(ValueError, match=r"rows=|state:"):
         env.set_states(states, rows)
     assert env.get_states() == before
+    if places is None:
+        with pytest.raises(ValueError, match=r"rows=.*: allowed is an integer in 0\.\.1"):
+            env.get_states(rows)
 
 
 def test_frames_say_what_was_paid_to_each_row() -> None:

@@ -14,7 +14,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from textgym.checks import Bools, Floats, Ints, check_count, check_flag, shown
+from textgym.checks import Bools, Floats, Ints, check_flag, shown
 from textgym.env import NO_MODE, TokenEnv, find_task, why_reset
 from textgym.episodes import Ending, Episodes, action_space, observation_space
 from textgym.render import Frame, check_render_mode, frame_image, frame_text, print_frame
@@ -29,6 +29,7 @@ from textgym.vector_io import (
     read_mode,
     read_num_envs,
     read_reset,
+    read_rows,
     refuse_time_limit,
     reset_infos,
     same_step_infos,
@@ -163,9 +164,8 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
                 self._waiting[paid] = False
                 ended, infos = [] if ending is None else ending.rows, self._last_infos(ending)
         except BaseException:
-            if (
-                self.autoreset_mode is not AutoresetMode.DISABLED
-            ):  # rows that were not paid cannot be reset by themselves
+            # Rows that were not paid cannot be reset by themselves.
+            if self.autoreset_mode is not AutoresetMode.DISABLED:
                 store.finish[:] = UNSET
             raise
         terminations = store.finish != RUNNING
@@ -224,8 +224,8 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         return self._store.segment_ids()
 
     def get_states(self, rows: Sequence[int] | None = None) -> list[TokenState]:
-        """Return the states of these rows (None: all sub-environments). Raises: ResetNeeded for one never reset."""
-        rows = range(self.num_envs) if rows is None else rows
+        """Return the states of these rows (None: all). Raises: ResetNeeded for one never reset; ValueError for none."""
+        rows = read_rows(rows, self.num_envs)
         if any(self._store.finish[row] == UNSET for row in rows):
             raise ResetNeeded(why_reset(UNSET))
         return [self._store.state(row) for row in rows]
@@ -236,7 +236,7 @@ class TokenVectorEnv(VectorEnv[Observation, Ints, npt.NDArray[Any]]):
         Returns: the observations of all sub-environments.
         Raises: ValueError for a state or row that does not fit; RuntimeError for rows that wait, see `settle`.
         """
-        rows = [check_count("rows", row, 0, self.num_envs - 1) for row in (self._all_rows if rows is None else rows)]
+        rows = read_rows(rows, self.num_envs)
         self._check_paid("set_states", rows)
         if len(states) != len(rows):
             raise ValueError(f"states: {len(states)} states for {len(rows)} rows, allowed is one for each")

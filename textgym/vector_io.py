@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from textgym.checks import MOST_ROWS, Bools, Floats, not_one_of, shown
+from textgym.checks import MOST_ROWS, Bools, Floats, check_count, not_one_of, shown
 from textgym.env import RESET_OPTIONS, as_index, check_options, chosen_prompt
 from textgym.episodes import Ending
 from textgym.state import Observation, Prompt, TokenState, TokenStore
@@ -55,6 +55,12 @@ def read_mode(mode: str | AutoresetMode) -> AutoresetMode:
         return AutoresetMode(mode)
     except ValueError as error:
         raise ValueError(not_one_of("autoreset_mode", mode, [each.value for each in AutoresetMode])) from error
+
+
+def read_rows(rows: Sequence[int] | None, num_envs: int) -> Sequence[int]:
+    """Return the rows of a request, all for None. Raises: ValueError, naming the first that is none."""
+    every = range(num_envs)
+    return every if rows is None else [check_count("rows", row, 0, num_envs - 1) for row in rows]
 
 
 def refuse_time_limit(options: Infos) -> None:
