@@ -32,6 +32,12 @@ def test_weights_of_any_size_are_shares(scale: float) -> None:
     assert prompts.cumulative[-1] == 1
 
 
+def test_texts_may_come_one_at_a_time_as_those_of_a_task() -> None:
+    made = prompt_set((text for text in ("a", "b")), {"answer": [1, 2]}, [1, 3])
+    assert (made.texts, made.columns["answer"], made.weights.tolist()) == (("a", "b"), (1, 2), [0.25, 0.75])
+    assert prompt_set(map(str, range(2))).texts == ("0", "1")
+
+
 @pytest.mark.parametrize(
     ("texts", "columns", "weights", "message"),
     [

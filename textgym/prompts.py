@@ -82,6 +82,8 @@ def prompt_set(
         argument: the name of `texts`, for messages.
     Raises: TypeError or ValueError, naming the argument.
     """
+    if _is_list(texts) and not isinstance(texts, Sized):
+        texts = list(texts)  # a generator can be read once
     written = _written(texts, argument)
     if not written:
         raise ValueError(f"{argument}: the list is empty, at least one is needed")
