@@ -79,6 +79,18 @@ def test_a_config_of_another_class_is_refused(name, kind, config):
         make_agent(name, env, config)
 
 
+@pytest.mark.parametrize("name", ["lm-ppo", "monte-carlo", "mcts", "sb3-ppo"])
+def test_a_budget_is_an_integer_so_that_what_has_learned_can_be_loaded(name, tmp_path):
+    env = make_env("textgym/Text-v0", 4, **WORDS, max_new_tokens=2, segments=True)
+    agent = make_agent(name, env, **({"model": "table"} if name == "lm-ppo" else {}))
+    for episodes in (8.0, True, 0):
+        with pytest.raises(ValueError, match=f"episodes={episodes!r}: allowed is an integer >= 1"):
+            agent.learn(env, episodes)
+    agent.learn(env, np.int64(8))
+    agent.save(tmp_path / "agent")
+    assert load_agent(tmp_path / "agent", env).episodes == agent.episodes
+
+
 @pytest.mark.parametrize("agent", [3, None])
 def test_what_is_neither_a_name_nor_a_class_is_refused(agent):
     with pytest.raises(ValueError, match=f"agent={agent}: allowed are a name"):

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from textgym.checks import Floats
+from textgym.checks import Floats, check_count
 from textgym.lm.backbone import recomputes
 from textgym.lm.reference import Reference
 from textgym.play import check_env
@@ -73,8 +73,7 @@ class LMAgent(SavedLM, DrawingAgent):
         check_env(env)
         if env.num_envs % self.group:
             raise ValueError(f"env: {env.num_envs} sub-environments; allowed are multiples of group={self.group}")
-        if episodes < 1:
-            raise ValueError(f"episodes={episodes!r}: allowed is an integer >= 1")
+        episodes = check_count("episodes", episodes)
         until = self.episodes + episodes
         self.budget = self.budget or until
         while self.episodes < until:

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from textgym import TokenVectorEnv
-from textgym.checks import Floats, Ints
+from textgym.checks import Floats, Ints, check_count
 from textgym.play import Turn, check_env, play_batch
 from textgym.solver import policy_values, solve
 from textgym.state import ENVIRONMENT
@@ -76,8 +76,7 @@ class MCTS(DrawingAgent):
         Raises: ValueError if `env` resets by itself or `episodes` < 1.
         """
         check_env(env)
-        if episodes < 1:
-            raise ValueError(f"episodes={episodes!r}: allowed is an integer >= 1")
+        episodes = check_count("episodes", episodes)
         goal = self.episodes + episodes
         while self.episodes < goal:
             metrics = self._iterate(env)

@@ -19,7 +19,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from textgym.checks import Bools, Floats, Ints
+from textgym.checks import Bools, Floats, Ints, check_count
 from textgym.episodes import observation_space
 from textgym.lm.causal import choose_device
 from textgym.task import Task
@@ -143,8 +143,7 @@ class SB3Agent(DrawingAgent):
         """
         if self.file is not None:
             raise ValueError(f"{self.file}: a model of a .zip can act, not learn; Stable-Baselines3 can train it")
-        if episodes < 1:
-            raise ValueError(f"episodes={episodes!r}: allowed is an integer >= 1")
+        episodes = check_count("episodes", episodes)
         wrapped, tally = self.interface.wrap(env)
         self._fit(wrapped)
         goal = self.episodes + episodes

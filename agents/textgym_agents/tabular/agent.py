@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from textgym.checks import Bools, Floats, Ints
+from textgym.checks import Bools, Floats, Ints, check_count
 from textgym.lm.reference import over_legal
 from textgym.play import PlayedBatch, Turn, check_env, play_batch
 from textgym.rewards import TextGymWarning
@@ -116,8 +116,7 @@ class TabularAgent(DrawingAgent):
         Warns: TextGymWarning when the table is full.
         """
         check_env(env)
-        if episodes < 1:
-            raise ValueError(f"episodes={episodes!r}: allowed is an integer >= 1")
+        episodes = check_count("episodes", episodes)
         goal = self.episodes + episodes
         self.budget = self.budget or goal
         while self.episodes < goal:
