@@ -393,3 +393,21 @@ def test_a_bad_seed_is_named(task, seed):
             function(UniformReference(np.ones(3, np.bool_)), task, seed=seed)
     with pytest.raises(ValueError, match=f"seed={seed!r}: allowed is an integer >= 0"):
         optimum_of(task, seed=seed)
+
+
+def test_a_policy_that_only_acts_is_played(task):
+    class Acts:
+        def act(self, observation, deterministic=False):
+            return np.zeros(len(observation["input_ids"]), dtype=int)
+
+    class Says(Acts):
+        def log_probs(self, observation):
+            return None
+
+    found, same = (evaluate(policy, task, per_prompt=2) for policy in (Acts(), Says()))
+    assert found.reward == same.reward
+    assert found.reward.mean == pytest.approx(2.125)  # "a a", and half a point more for the prompt of weight 1/4
+    assert found.kl is None
+    for none in (None, object()):
+        with pytest.raises(TypeError, match=r"policy=.*allowed has log_probs\(observation\) or act"):
+            evaluate(none, task)

@@ -27,7 +27,7 @@ from textgym.estimates import (
     resampled_means,
     widen,
 )
-from textgym.lm.reference import Reference
+from textgym.lm.reference import Reference, said_by
 from textgym.optimum import Optimum, optimality_of, optimum_of
 from textgym.render import html_table
 from textgym.rewards import TextGymWarning
@@ -120,8 +120,8 @@ def evaluate(
     searches (`plans`), of which a copy is used; `EvaluationResult.exact` says so.
 
     Args:
-        policy: an agent, or any object with `log_probs(observation)` or `act(observation)`; it may also be a
-            `SearchingPolicy` or a `WholePolicy`.
+        policy: an agent, or any object with `log_probs(observation)` or `act(observation, deterministic)`; it may also
+            be a `SearchingPolicy` or a `WholePolicy`.
         reference: pi_ref; None takes the task's.
         optimum: result of `optimum_of` with the same split and beta; None: it is computed.
         split: split of the prompts. per_prompt: completions per prompt.
@@ -184,7 +184,7 @@ def exact_values(policy: Policy, solution: Solution, deterministic: bool = False
     logs = policy.edge_log_probs(tree, solution.log_reference) if isinstance(policy, WholePolicy) else None
     if logs is None:
         first = tree.observations(0, tree.levels[0].running[:1])
-        if (copy.deepcopy(policy) if searches else policy).log_probs(first) is None:
+        if said_by(copy.deepcopy(policy) if searches else policy, first) is None:
             return None
         logs = edge_log_probs(tree, copy.deepcopy(policy) if searches else policy)
         logs = tuple(_played(own, tree, depth, deterministic) for depth, own in enumerate(logs))

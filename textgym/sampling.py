@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from textgym.checks import MOST_ROWS, Bools, Floats, Ints, check_count, equal_parts
 from textgym.files import plain
-from textgym.lm.reference import Observation, Reference, checked_actions, checked_shape, over_legal, restricted
+from textgym.lm.reference import Observation, Reference, checked_actions, checked_shape, over_legal, restricted, said_by
 from textgym.parts import Arrays, KeptParts, Part
 from textgym.play import LogProbs, Turn, draw, play_batch
 from textgym.rewards.scorer import scorers_restored
@@ -269,7 +269,7 @@ class _Writers:
 
     def choose(self, turn: Turn) -> Ints:
         """Return the next tokens of the running rows."""
-        asked = [policy.log_probs(copied(turn.observation)) for policy in self.policies]
+        asked = [said_by(policy, copied(turn.observation)) for policy in self.policies]
         tables = [logs for logs in asked if logs is not None]
         self.draw(turn.time + 1)
         uniforms = self._uniforms[turn.time][self._part]
@@ -357,7 +357,7 @@ def _signs(writers: _Writers, task: Task, split: str, rows: Ints, numbers: Ints,
     digest = hashlib.sha256(json.dumps(what, default=lambda value: type(value).__qualname__).encode())
     for policy in (*writers.policies, *([] if writers.reference is None else [writers.reference])):
         searches = isinstance(policy, SearchingPolicy) and policy.plans
-        logs = None if searches else policy.log_probs(copied(observation))
+        logs = None if searches else said_by(policy, copied(observation))
         if logs is None:
             return None
         digest.update(np.asarray(logs).tobytes())

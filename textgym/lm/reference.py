@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.checks import Bools, Floats, Ints
+from textgym.checks import Bools, Floats, Ints, shown
 
 Observation = Mapping[str, NDArray[np.integer]]
 LogProbs = NDArray[np.floating]
@@ -26,6 +26,19 @@ class Reference(Protocol):
             observation: `input_ids` (B, L) int64 and `attention_mask` (B, L) int8, right-padded.
         Returns: (B, V) float, nats; -inf at tokens that are never chosen.
         """
+
+
+def said_by(policy: object, observation: Observation) -> LogProbs | None:
+    """Return what a policy's `log_probs` says of observations; None for a policy that only acts.
+
+    Raises: TypeError for an object that does neither.
+    """
+    method = getattr(policy, "log_probs", None)
+    if method is None and not callable(getattr(policy, "act", None)):
+        raise TypeError(
+            f"policy={shown(policy)}: allowed has log_probs(observation) or act(observation, deterministic)"
+        )
+    return None if method is None else cast("LogProbs | None", method(observation))
 
 
 def log_probs_of(policy: object, observation: Observation, size: int, argument: str) -> LogProbs:
