@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from textgym import make_task
+from textgym import TokenEnv, make_task
 from textgym.estimates import Samples, draw_samples, interval, resampled_means, tilt, widen
 from textgym.evaluate import distinct, evaluate
 from textgym.lm.reference import NGramReference, UniformReference
@@ -411,3 +411,12 @@ def test_a_policy_that_only_acts_is_played(task):
     for none in (None, object()):
         with pytest.raises(TypeError, match=r"policy=.*allowed has log_probs\(observation\) or act"):
             evaluate(none, task)
+
+
+@pytest.mark.parametrize("given", ["Text", None, TokenEnv("Bandit")])
+def test_what_is_no_task_is_refused(given, task, reference):
+    for call in (lambda: optimum_of(given), lambda: evaluate(reference, given)):
+        with pytest.raises(TypeError, match=r"task=.*: allowed is a textgym\.Task"):
+            call()
+    with pytest.raises(ValueError, match="per_prompt=-1: allowed is an integer >= 0"):
+        optimum_of(task, per_prompt=-1)

@@ -28,7 +28,7 @@ from textgym.estimates import (
     widen,
 )
 from textgym.lm.reference import Reference, said_by
-from textgym.optimum import Optimum, optimality_of, optimum_of
+from textgym.optimum import Optimum, check_task, optimality_of, optimum_of
 from textgym.render import html_table
 from textgym.rewards import TextGymWarning
 from textgym.rewards.answers import vote
@@ -129,9 +129,11 @@ def evaluate(
         deterministic: whether to take the most likely token instead of sampling.
         keep: a folder for what it has played, see `textgym.sampling.play`.
     Returns: reward, gold, KL, J and optimality with their intervals.
-    Raises: ValueError for an optimum of another beta or split, or of another reference if it is exact.
+    Raises: TypeError for what is no task, or a policy that neither acts nor has log-probabilities; ValueError for an
+        optimum of another beta or split, or of another reference if it is exact.
     Warns: TextGymWarning if J exceeds J* by more than both intervals: the estimate of J* was then too low.
     """
+    check_task(task)
     beta = (task.beta if optimum is None else optimum.beta) if beta is None else beta
     if optimum is not None and (optimum.beta, optimum.split) != (beta, split):
         raise ValueError(

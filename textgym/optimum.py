@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from textgym.checks import Floats, JsonObject, check_count
+from textgym.checks import Floats, JsonObject, check_count, shown
 from textgym.estimates import RESAMPLES, Estimate, Samples, Tilt, draw_samples, interval, read_samples, tilt
 from textgym.lm.reference import Reference
 from textgym.render import html_table
@@ -135,10 +135,12 @@ def optimum_of(
     Returns: J* is "not known" (`value` None) at beta = 0 without a solution, without samples, below 10 effective
     samples per prompt, and if for some prompts no completion was paid more than the others and either the reward
     declares no `maximum`, or these prompts weigh more than a tenth.
-    Raises: ValueError for a beta out of range or a proposal without log-probabilities.
+    Raises: TypeError for what is no task; ValueError for a number out of range or a proposal without log-probabilities.
     """
+    check_task(task)
     beta = check_beta(task, beta)
     check_count("seed", seed, 0)
+    check_count("per_prompt", per_prompt, 0)
     samples = None if reference is not None or not beta else committed_samples(task, split)
     if samples is not None:
         return replace(estimated(samples, beta, split), committed=True)
@@ -159,6 +161,14 @@ def optimum_of(
     policy = make_reference(task) if reference is None else reference
     drawn = draw_samples(task, policy, proposals, split=split, each=per_prompt, seed=seed, keep=keep)
     return estimated(drawn, beta, split, seed)
+
+
+def check_task(task: object) -> None:
+    """Raise TypeError for what is no task, as its name or an environment."""
+    if not isinstance(task, Task):
+        raise TypeError(
+            f"task={shown(task)}: allowed is a textgym.Task, as make_task(NAME) gives it and env.unwrapped.task is one"
+        )
 
 
 def solvable(task: Task, split: str = "eval") -> bool:
