@@ -103,7 +103,7 @@ def as_number(value: Any, index: int, name: str, faults: Faults | None) -> float
     return None
 
 
-def _is_complex(value: Any) -> bool:
+def _is_complex(value: object) -> bool:
     """Return whether float() would take the real part alone of a number of numpy or torch."""
     return isinstance(value.item() if hasattr(value, "item") else value, complex)
 

@@ -102,17 +102,7 @@ def text_task(
     vocabulary = load_vocabulary(tokenizer, stop=stop, vocab_size=vocab_size, chat=chat, model=model)
     spoken = None
     if responder is not None:
-        function: ReplyFunction = make(RESPONDERS, responder, "responder")
-        check_count("turns", turns)
-        check_count("turn_tokens", turn_tokens)
-        spoken = Turns(
-            TextResponder(vocabulary, function, reply_tokens),
-            turns,
-            turn_tokens,
-            reply_tokens,
-            _closing(vocabulary, getattr(function, "closing", ())),
-            farewell=False,
-        )
+        spoken = _turns(vocabulary, responder, turns, turn_tokens, reply_tokens)
         options["max_new_tokens"] = spoken.room
     splits = own_splits(prompts, eval_prompts, tune_prompts, columns, eval_columns, tune_columns, weights)
     return assemble(
@@ -125,6 +115,26 @@ def text_task(
         vocabulary=vocabulary,
         turns=spoken,
         **options,
+    )
+
+
+def _turns(
+    vocabulary: Vocabulary,
+    responder: str | Mapping[str, object] | ReplyFunction,
+    turns: int,
+    turn_tokens: int,
+    reply_tokens: int,
+) -> Turns:
+    function: ReplyFunction = make(RESPONDERS, responder, "responder")
+    check_count("turns", turns)
+    check_count("turn_tokens", turn_tokens)
+    return Turns(
+        TextResponder(vocabulary, function, reply_tokens),
+        turns,
+        turn_tokens,
+        reply_tokens,
+        _closing(vocabulary, getattr(function, "closing", ())),
+        farewell=False,
     )
 
 
