@@ -105,6 +105,15 @@ def test_a_cell_is_of_the_split_that_its_run_is_of(tmp_path):
         read_sources([eval_suite, folder])
 
 
+def test_a_cell_whose_run_is_finished_without_a_result_of_its_own_is_interrupted(tmp_path):
+    cell = Cell("textgym/Bandit-v0", "random", 64, 0)
+    run_suite(Suite("one", (cell,), evaluation=Evaluation(1, 2, 2, 2, 1)), tmp_path / "suite", engine="serial")
+    (cell_folder(tmp_path / "suite", cell) / "result.json").unlink()
+    (result,) = build_report([tmp_path / "suite"], tmp_path / "out").results
+    assert (result.status, result.state) == ("missing", "interrupted")
+    assert "<b>1</b> interrupted" in (tmp_path / "out" / "index.html").read_text()
+
+
 def test_runs_that_are_measured_at_another_beta_are_of_another_problem():
     def at(beta, agent, status="done", own=None, episodes=512):
         (value,) = make_results((agent,), TASKS[:1], 1, failed=0.0, missing=0.0)

@@ -259,6 +259,8 @@ def so_far(path: Path) -> JsonObject:
     """
     folder = RunFolder(path)
     state, budget, rows = folder.state(), folder.config()["episodes"], folder.metrics()
+    if state == "finished":  # a cell that was broken off before its own result was written
+        state = "interrupted"
     found: JsonObject = {"state": state, "episodes": 0, "seconds_left": None}
     with reading(path, "the run of `textgym train`"):
         evaluated = [row for row in rows if row.get("eval/reward") is not None]
