@@ -148,7 +148,8 @@ def _curves(curves: list[JsonObject]) -> Table:
         points = curve["points"]
         best, last = max(points, key=lambda point: point["gold"]["mean"]), points[-1]
         numbers = [best["gold"], best["kl"], last["gold"], last["proxy"], last["kl"]]
-        size = [str(curve["layers"]), f"{curve['pairs']:,}", f"{curve['accuracy']:.2f}", curve["method"]]
+        right = "-" if curve["accuracy"] is None else f"{curve['accuracy']:.2f}"
+        size = [str(curve["layers"]), f"{curve['pairs']:,}", right, curve["method"]]
         found.add_row(*size, *(f"{number['mean']:.2f}" for number in numbers))
     return found
 

@@ -41,8 +41,9 @@ _DRAWN = 1.6  # prompts for each ranking wanted; some give none
 class Overoptimisation(StagedRun[OveroptimiseSettings]):
     """Proxies and their optimisation in one folder.
 
-    result.json has `curves`, each with `pairs`, `layers`, `accuracy`, `method` and `points`, and `hacked`, the answers
-    that each proxy overrates. The task needs a gold reward and a language model as reference. Args: see `StagedRun`.
+    result.json has `curves`, each with `pairs`, `layers`, `accuracy` (null where no answers that are compared differ in
+    gold), `method` and `points`, and `hacked`, the answers that each proxy overrates. The task needs a gold reward and
+    a language model as reference. Args: see `StagedRun`.
     Source: Gao et al. (2022), arXiv:2210.10760, section 3.
     """
 
@@ -288,6 +289,7 @@ def _draw_curve(panel: Axes, curve: JsonObject, colour: str) -> None:
     roots = [math.sqrt(max(point["kl"]["mean"], 0.0)) for point in points]
     for name, style in (("gold", "-"), ("proxy", "--")):
         means, lows, highs = ([point[name][end] for point in points] for end in ("mean", "low", "high"))
-        label = f"{curve['pairs']:,} pairs, {name} ({curve['accuracy']:.2f} right)"
+        right = "" if curve["accuracy"] is None else f" ({curve['accuracy']:.2f} right)"
+        label = f"{curve['pairs']:,} pairs, {name}{right}"
         panel.plot(roots, means, style, color=colour, label=label, marker=".", markersize=4)
         panel.fill_between(roots, lows, highs, color=colour, alpha=0.15, linewidth=0)

@@ -6,10 +6,12 @@ import re
 import numpy as np
 import pytest
 import torch
+from textgym_agents.commands.pipelines import _curves
 from textgym_agents.rlhf.inputs import freeze_first_layers, resize_model
 from textgym_agents.rlhf.overoptimise import (
     ReferenceAnswers,
     best_of_n_curve,
+    draw_overoptimisation,
     draw_samples,
     overrated,
     pair_accuracy,
@@ -18,6 +20,7 @@ from textgym_agents.rlhf.ranking import calibrate
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, OPTConfig, OPTModel
 
 from textgym import make_task
+from textgym.files import read_json, write_json
 from textgym.lm.causal import load_causal_lm
 from textgym.sampling import PromptEpisodes
 from textgym.world import MODEL_PATH
@@ -56,6 +59,18 @@ def test_best_of_n_by_a_perfect_and_by_a_perverse_proxy():
     for curve in (perfect, perverse):  # with n = 1 nothing is chosen: both are the mean of gold
         assert curve["points"][0]["gold"]["mean"] == pytest.approx(gold.mean())
         assert curve["points"][0]["proxy"]["mean"] == pytest.approx(gold.mean())
+
+
+def test_a_proxy_that_no_pair_of_answers_judges_is_shown_without_an_accuracy(tmp_path):
+    answers = np.full((2, 4), "a", dtype=object)
+    samples = ReferenceAnswers(("p", "q"), answers, np.ones((2, 4), bool), np.zeros((2, 4)), np.full(2, 0.5))
+    write_json(tmp_path / "result.json", best_of_n_curve(np.arange(8.0).reshape(2, 4), samples))
+    found = read_json(tmp_path / "result.json")
+    assert found["accuracy"] is None
+    curve = {"layers": 1, "pairs": 2, "method": "best-of-n"} | {name: found[name] for name in ("accuracy", "points")}
+    assert list(_curves([curve]).columns[2].cells) == ["-"]
+    draw_overoptimisation([curve], tmp_path / "picture.png", "title")
+    assert (tmp_path / "picture.png").stat().st_size
 
 
 def test_overrated_answers_come_first_and_once():
