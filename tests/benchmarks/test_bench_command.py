@@ -56,6 +56,14 @@ def test_the_table_tells_budgets_apart():
     )
 
 
+def test_a_mean_in_the_table_says_how_many_runs_have_no_optimality():
+    values = make_results(("lm-ppo", "rloo"), ("textgym/Bandit-v0",), 2, failed=0.0, missing=0.0)
+    for value, mean in zip(values, (0.5, None, None, None), strict=True):
+        value["measures"]["after"]["optimality"] = mean and {"mean": mean, "low": None, "high": None}
+    (shown,) = command.summary_tables([Result.from_json(value) for value in values], 100)
+    assert [list(column.cells) for column in shown.columns[1:]] == [["0.500, 1 unknown"], ["-"]]
+
+
 def test_a_suite_says_whose_prompts_are_answered(monkeypatch, tmp_path):
     monkeypatch.setattr(
         suites, "ci", lambda: replace(tiny_suite(), evaluation=replace(tiny_suite().evaluation, split="tune"))

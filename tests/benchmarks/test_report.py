@@ -264,8 +264,9 @@ def test_a_place_on_the_leaderboard_says_how_many_runs_it_stands_on(tmp_path):
     folder = write_suite_folder(tmp_path / "suite", values)
     build_report([folder], tmp_path / "report")
     rows = [cells for kind, cells in Page(tmp_path / "report" / "index.html").rows if "leaderboard" in kind]
-    marked = {cells[0].strip(): re.search(r"\d of \d runs|$", cells[1])[0] for cells in rows[1:3]}
-    assert marked == {"lm-ppo": "4 of 6 runs", "rloo": ""}
+    for table, runs in ((rows[1:3], "4 of 6 runs"), (rows[4:6], "2 of 3 runs"), (rows[7:9], "2 of 3 runs")):
+        marked = {cells[0].strip(): re.search(r"\d of \d runs|$", cells[1])[0] for cells in table}
+        assert marked == {"lm-ppo": runs, "rloo": ""}
     note = re.search(r'<p class="soft note">(Left out.*?)</p>', (tmp_path / "report" / "index.html").read_text())[1]
     assert note.split(". ")[:2] == ["Left out of the means: 1 missing run", "1 run below \u22121 counts as \u22121"]
     assert "1 run has no optimality: " in note

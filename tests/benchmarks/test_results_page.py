@@ -92,6 +92,14 @@ def test_cpu_seconds_of_short_runs_are_told(tmp_path):
     assert " | 0.042 | 1 |" in page
 
 
+def test_a_mean_over_some_of_the_runs_says_how_many_there_are(tmp_path):
+    cells = make_results(["lm-ppo"], ["textgym/Copy-v0"], 3, failed=0.0, missing=0.0, samples=0)
+    for cell, mean in zip(cells, (0.5, None, None), strict=True):
+        cell["measures"]["after"]["optimality"] = mean and {"mean": mean, "low": None, "high": None}
+    export_results([Result.from_json(each) for each in cells], tmp_path / "some.json")
+    assert "| Copy-v0 | 0.50 (1 of 3) |" in results_page(tmp_path / "some.json")
+
+
 def test_numbers_do_not_hang_on_the_last_bits():
     assert fixed(0.1 + 0.2 + 0.125 - 0.3) == fixed(0.125) == "0.12"
     assert fixed(0.135 + 1e-16, 2) == fixed(0.135 - 1e-16, 2)

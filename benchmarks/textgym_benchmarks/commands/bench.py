@@ -256,10 +256,11 @@ def summary_tables(results: Sequence[Result], width: int) -> list[Table]:
 
 
 def _summary(results: Sequence[Result]) -> str:
-    """Return a cell of the table, as in "0.912", "0.912, 1 failed", "-", and "" where nothing was asked for."""
+    """Return a cell of the table, as in "0.912", "0.912, 1 unknown, 1 failed", "-", and "" where none was asked for."""
     scores = finals(results, "optimality")
     counts = Counter(result.status for result in results)
     parts = [f"{fmean(scores):.3f}" if scores else "-"] if counts["done"] else []
+    parts += [f"{counts['done'] - len(scores)} unknown"] * (0 < len(scores) < counts["done"])
     return ", ".join(parts + [f"{counts[status]} {status}" for status in ("failed", "missing") if counts[status]])
 
 

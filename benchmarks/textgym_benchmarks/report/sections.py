@@ -26,9 +26,10 @@ from textgym_benchmarks.report.tables import (
     tinted,
 )
 from textgym_benchmarks.results.store import Result
+from textgym_benchmarks.statistics import Aggregate
 from textgym_benchmarks.summaries import Summary
 from textgym_benchmarks.summaries.entries import AgentScores, Costs, best_first
-from textgym_benchmarks.summaries.grid import FLOOR, RankedTask, agent_names, make_grid
+from textgym_benchmarks.summaries.grid import FLOOR, RankedTask, Spread, agent_names, make_grid
 from textgym_benchmarks.summaries.leaderboard import AgentRow, comparison, leaderboard
 
 SAME = 1e-6
@@ -88,13 +89,6 @@ def groups(found: Sequence[Scope]) -> list[tuple[str, list[Scope]]]:
 def _over_tasks(rows: Sequence[AgentRow], sizes: tuple[int, int], agents: Mapping[str, int]) -> ReportTable:
     scale = bar_scale(row.common for row in rows)
 
-    def score(row: AgentRow) -> Value:
-        common = row.common
-        shown = estimate(common, 2, draw_bar(common, scale))
-        if common is None or common.runs == common.of_runs:
-            return shown
-        return replace(shown, note=f"{shown.note} {common.runs} of {common.of_runs} runs".strip())
-
     def own(row: AgentRow) -> Value:
         return replace(figure(row.iqm.value, 2), note="" if row.iqm.value is None else f"on {row.iqm.tasks}")
 
@@ -106,7 +100,7 @@ def _over_tasks(rows: Sequence[AgentRow], sizes: tuple[int, int], agents: Mappin
     given_more = any(row.common is None for row in rows) or sizes[0] < sizes[1]
     columns: list[ColumnOf[AgentRow]] = [
         agent_column(agents, descending=False),
-        (Column("Optimality", _COMMON, bar=True, sorted=True), score),
+        (Column("Optimality", _COMMON, bar=True, sorted=True), lambda row: _score(row.common, scale)),
         *([failures] * any(row.counts.failed for row in rows)),
         *([(Column("Own tasks", _OWN), own)] * given_more),
         figures("Mean", "mean.value", 2, "Mean over the tasks that the agent was given"),
@@ -122,13 +116,10 @@ def _over_tasks(rows: Sequence[AgentRow], sizes: tuple[int, int], agents: Mappin
 def _of_task(entries: Sequence[AgentScores], agents: Mapping[str, int]) -> ReportTable:
     scale = bar_scale(entry.optimality for entry in entries)
 
-    def score(entry: AgentScores) -> Value:
-        return estimate(entry.optimality, 2, draw_bar(entry.optimality, scale))
-
     gold = figures("Gold", "gold.value", title="The reward that the task is really about")
     columns: list[ColumnOf[AgentScores]] = [
         agent_column(agents, descending=False),
-        (Column("Optimality", "Mean over seeds", bar=True, sorted=True), score),
+        (Column("Optimality", "Mean over seeds", bar=True, sorted=True), lambda entry: _score(entry.optimality, scale)),
         figures("Reward", "reward.value"),
         *([gold] * any(entry.gold.value is not None for entry in entries)),
         figures("KL", "kl.value", title="To the reference, nats an answer", descending=False),
@@ -139,6 +130,14 @@ def _of_task(entries: Sequence[AgentScores], agents: Mapping[str, int]) -> Repor
         *_run_columns(entries),
     ]
     return make_table(best_first(entries), columns, sortable=True)
+
+
+def _score(found: Aggregate | Spread | None, scale: tuple[float, float]) -> Value:
+    """Return an optimality with its bar, and how many runs it stands on where some have none."""
+    shown = estimate(found, 2, draw_bar(found, scale))
+    if found is None or found.value is None or found.runs == found.of_runs:
+        return shown
+    return replace(shown, note=f"{shown.note} {found.runs} of {found.of_runs} runs".strip())
 
 
 def agent_column(agents: Mapping[str, int], descending: bool = True) -> ColumnOf[AgentRow | AgentScores]:
