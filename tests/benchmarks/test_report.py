@@ -273,6 +273,14 @@ def test_a_place_on_the_leaderboard_says_how_many_runs_it_stands_on(tmp_path):
     assert note.endswith(". 1 run scores above 1, as estimates can.")
 
 
+def test_the_interval_of_a_single_run_is_not_called_one_over_seeds():
+    (value,) = make_results(("lm-ppo",), TASKS[:1], 1, failed=0.0, missing=0.0)
+    value["measures"]["after"]["optimality"] = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    board = Report([Result.from_json(value)], {}, None).index().partition('id="leaderboard"')[2]
+    assert "[0.40, 0.60]" in board
+    assert "or of a single run over the answers that it was evaluated on" in board.partition("</p>")[0]
+
+
 def test_a_task_on_which_no_run_has_a_score_is_not_called_missing():
     values = make_results(("lm-ppo", "rloo"), TASKS[:2], 1, failed=0.0, missing=0.0)
     for value in values:
