@@ -139,6 +139,19 @@ def test_a_return_below_the_declared_one_costs_the_bound_alone(tmp_path, capsys)
     assert (_least(skipping, np.ones(3)), greatest_return(skipping)) == ((0.0, ""), 1.0)
 
 
+def test_the_command_speaks_of_the_estimates_that_it_shows(tmp_path, capsys):
+    task = make_task("Bandit")
+    write_log(tmp_path / "log.jsonl", play_episodes(RandomAgent(task), task, 60, seed=1))
+    first, *others = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
+    first["token_logprobs"] = None
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (first, *others)))
+    main([str(tmp_path / "some.jsonl"), "--agent", "random", "--id", "Bandit-v0"])
+    shown = capsys.readouterr()
+    assert "not known: not every episode of the log has log-probabilities\n" in shown.out
+    assert "the interval of fitted Q ignores its bias" in shown.err
+    assert "truncated" not in shown.err
+
+
 def test_a_task_with_turns_is_refused(actor, recording):
     with pytest.raises(
         ValueError, match="its environment answers in turns; off-policy evaluation takes episodes of one"

@@ -245,7 +245,7 @@ def test_a_sum_of_log_probs_allows_whole_trajectories_only(sampled):
     judged = judge(replace(sampled, log_logged=np.full_like(sampled.log_logged, np.nan)))
     known = {name for name, each in judged.items() if each.estimate is not None}
     assert known == {"importance sampling", "self-normalised", "truncated", "fitted Q"}
-    assert judged["per decision"].why == "the log has no log-probabilities of tokens"
+    assert judged["per decision"].why == "not every episode of the log has log-probabilities of tokens"
     unknown = np.full_like(sampled.log_logged_sums, np.nan)
     nothing = replace(sampled, log_logged=np.full_like(sampled.log_logged, np.nan), log_logged_sums=unknown)
     judged = judge(nothing)

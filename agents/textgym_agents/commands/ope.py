@@ -134,8 +134,11 @@ def main(arguments: list[str]) -> None:
 
 def _warn(judged: Mapping[str, Judged], weights: Floats) -> None:
     """Say on standard error which intervals are not to be trusted; weights (B,) of NaN are those that are not known."""
-    if any(judged[name].estimate for name in BIASED):
-        note(f"the intervals of {' and '.join(BIASED)} ignore their bias and may miss the true value (docs/ope.md)")
+    if shown := [name for name in BIASED if judged[name].estimate]:
+        whose = (
+            f"intervals of {' and '.join(shown)} ignore their" if shown[1:] else f"interval of {shown[0]} ignores its"
+        )
+        note(f"the {whose} bias and may miss the true value (docs/ope.md)")
     if abs(weights.mean() - 1) > 4 * weights.std() / np.sqrt(len(weights)) + 1e-6:
         note(
             f"the mean weight is {weights.mean():.3f}, not 1: the policy writes texts that are not in the log, or its "

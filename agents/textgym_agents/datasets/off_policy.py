@@ -303,7 +303,8 @@ def judge(log: Logged, seed: int = 0, group: int = 1) -> dict[str, Judged]:
     judged = dict[str, Judged]()
     for name in _WEIGHTED:
         if name not in found:
-            judged[name] = Judged(None, math.nan, "the log has no log-probabilities" + (" of tokens" if whole else ""))
+            why = f"not every episode of the log has log-probabilities{' of tokens' if whole else ''}"
+            judged[name] = Judged(None, math.nan, why)
             continue
         terms = Terms(*(_grouped(each, group) for each in found[name]))
         size = effective_samples(terms, _grouped(log.weights, group))
