@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from benchmarks.live_runs import begin, row
 from benchmarks.synthetic import make_results, write_suite_folder
+from cli_tools import run
 from test_report import Page
 from textgym_agents.config import TrainSettings
 from textgym_agents.training.folder import RunFolder
@@ -78,6 +79,16 @@ def test_of_a_cell_in_two_places_the_one_that_has_come_furthest_is_kept(tmp_path
         assert [each.status for each in read_sources([paths[name] for name in order]).results] == ["done"]
     for order in (("missing", "failed"), ("failed", "missing")):
         assert [each.status for each in read_sources([paths[name] for name in order]).results] == ["failed"]
+
+
+def test_the_command_tells_which_of_two_results_of_a_cell_it_shows(capsys, tmp_path):
+    (done,) = make_results(("lm-ppo",), TASKS[:1], 1, failed=0.0, missing=0.0)
+    error = {"type": "RuntimeError", "message": "no", "traceback": "", "attempts": 1}
+    failed = {**done, "status": "failed", "error": error, "measures": None, "timing": None}
+    paths = [write_suite_folder(tmp_path / name, [failed]) for name in ("one", "two")]
+    code, out, said = run(capsys, "report", *map(str, paths), "--out", str(tmp_path / "out"))
+    assert (code, out.splitlines()[0]) == (0, "cells: 1 failed")
+    assert "1 cell is in several of the runs; shown is the first that is finished, else that failed" in said
 
 
 def test_results_of_two_splits_are_no_one_report(tmp_path):

@@ -20,6 +20,7 @@ import tyro
 
 from textgym.commands.console import UsageError, note, output, untrusted
 from textgym.commands.flags import parse
+from textgym.render import counted
 
 if TYPE_CHECKING:
     from textgym_benchmarks.report import Report
@@ -76,7 +77,10 @@ def main(arguments: list[str]) -> None:
 
 
 def _repeated(keys: tuple[str, ...]) -> str:
-    return f"{len(keys)} cells are in several of the runs; the first finished one is shown"
+    many, them = counted(len(keys), "cell"), "is" if len(keys) == 1 else "are"
+    return (
+        f"{many} {them} in several of the runs; shown is the first that is finished, else that failed, else that began"
+    )
 
 
 def serve(flags: ReportFlags) -> None:
