@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from textgym.checks import MOST_ROWS, Bools, Floats, Ints, check_count, equal_parts
 from textgym.files import plain
-from textgym.lm.reference import Observation, Reference, checked_actions, checked_shape, over_legal, restricted, said_by
+from textgym.lm.reference import Observation, Reference, checked_actions, checked_shape, restricted, said_by
 from textgym.parts import Arrays, KeptParts, Part
 from textgym.play import LogProbs, Turn, draw, play_batch
 from textgym.rewards.scorer import scorers_restored
@@ -324,7 +324,9 @@ def legal_log_probs(
     """
     logs: LogProbs = checked_shape(table, observation, len(allowed), argument)[rows]
     logs = logs if logs.dtype.kind == "f" else logs.astype(np.float64)
-    logs = over_legal(logs, masks, allowed)
+    if masks is None and not allowed.all() and (logs[:, ~allowed] > -np.inf).any():
+        masks = np.broadcast_to(allowed, logs.shape)
+    logs = restricted(logs, masks)
     with np.errstate(over="ignore", invalid="ignore"):
         totals = np.exp(logs.astype(np.float32, copy=False)).sum(1)  # what overflows is normalised below
         off = ~(np.abs(totals - 1) <= _ROUNDING)

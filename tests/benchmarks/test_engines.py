@@ -49,7 +49,7 @@ def test_values_and_failures_come_back(engine):
     failure = ended["f"].failure
     message, _, place = failure.message.partition(" (")
     assert (failure.type, message, failure.attempts) == ("ValueError", "7 is no good", 1)
-    assert "fake_cells.py, line 95: raise ValueError" in place
+    assert "fake_cells.py, line 104: raise ValueError" in place
     assert "fake_cells.py" in failure.traceback
     assert sorted(event.key for event in events if event.kind == "started") == sorted(ended)
     assert made.cpu_seconds >= 0

@@ -103,7 +103,7 @@ def over_legal(log_probs: NDArray[Real], masks: Bools | None, allowed: Bools) ->
         log_probs: (B, V) float, nats. masks: (B, V) bool, the tokens that a task's grammar allows; None without one.
         allowed: (V,) bool, the tokens that are ever legal. What others have is shared out among these.
     """
-    if masks is None and (log_probs[:, ~allowed] > -np.inf).any():
+    if masks is None and np.exp(log_probs[:, ~allowed]).any():  # models have -1e9 there, and are left as they are
         masks = np.broadcast_to(allowed, log_probs.shape)
     return restricted(log_probs, masks)
 
