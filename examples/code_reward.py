@@ -8,8 +8,6 @@ of its own on processes (Docker's --pids-limit).
     textgym train Text-v0 --env reward=code_reward:CodeReward prompts=tasks.jsonl timeout=600
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
