@@ -228,7 +228,7 @@ def _room(samples: Samples, found: Tilt, beta: float) -> float:
     counts is in its replicates.
     """
     known = ~found.unseen & (samples.weights > 0)
-    if samples.maximum is None or samples.policies > 1 or not known.any():
+    if samples.maximum is None or samples.policies > 1:
         return 0.0
     weights, values = samples.weights[known], found.values[known]
     low = np.exp(np.minimum(values - samples.maximum, 0.0) / beta)
