@@ -14,6 +14,7 @@ import pytest
 from cli_tools import run
 
 from textgym import make_task
+from textgym.estimates import majority_ways
 from textgym.evaluate import at_k
 from textgym.rewards.answers import vote
 from textgym.sampling import play
@@ -49,6 +50,17 @@ def test_every_way_to_draw_counts_the_same(k: int) -> None:
     votes = [voted([answers[i] for i in way], "7") for way in ways]
     assert found["majority"][k].mean == pytest.approx(np.mean(votes))
     assert found["pass"][k].low <= found["pass"][k].mean <= found["pass"][k].high
+
+
+@pytest.mark.parametrize("k", range(1, 9))
+def test_majorities_of_rows_whose_counts_differ(k: int) -> None:
+    rows, right = np.array([[4, 4, 0, 1], [1, 2, 3, 3], [0, 1, 7, 1], [3, 3, 3, 0]]), [1.0, 0.25, 0.0, 0.5]
+    want = []
+    for row in rows:
+        answers = [str(answer) for answer, count in enumerate(row) for _ in range(count)]
+        ways = list(combinations(answers, k))
+        want.append(sum(share * voted(list(way), str(answer)) for way in ways for answer, share in enumerate(right)))
+    assert majority_ways(rows, np.array(right), k) == pytest.approx(want)
 
 
 def test_pass_at_k_by_the_formula_of_its_paper() -> None:

@@ -25,6 +25,7 @@ from textgym.estimates import (
     widen,
 )
 from textgym.optimum import Optimum, estimated, fingerprint, optimality_of, optimum_of, pays_the_same, solvable
+from textgym.rewards import RunningNorm
 from textgym.task import make_reference
 
 
@@ -43,6 +44,11 @@ def test_replicates_are_widened_around_the_estimate():
     np.testing.assert_allclose(got, [[10 - math.sqrt(1.25)], [10 + math.sqrt(1.25)]])
     assert widen(np.zeros(1), np.array([[1.0], [3.0]]), 2).std() == pytest.approx(math.sqrt(2))
     assert np.isnan(widen(np.zeros(1), np.ones((2, 1)), 1)).all()
+    # The quantile of Student's t with two degrees of freedom, in closed form, over the normal one.
+    student_2 = 0.95 * math.sqrt(2 / (1 - 0.95**2)) / 1.959964
+    np.testing.assert_allclose(
+        widen(np.array([10.0]), np.array([[1.0], [3.0]]), 5, 2.0) - 10, student_2 * (got - 10), rtol=1e-6
+    )
 
 
 def test_an_interval_has_the_quantiles_of_its_replicates():
@@ -173,6 +179,7 @@ def test_a_prompt_that_paid_nothing_has_no_replicates():
     logs = 0.3 * np.random.default_rng(2).normal(size=(2, 4))
     samples = samples_of([[0.0, 1.0, 0.5, 0.2], [0.25] * 4], logs, each=2, weights=[0.9, 0.1])
     found = tilt(samples, 0.5, seed=3)
+    assert found.values[1] == 0.25  # however the weights of its completions differ
     seen = 0.9 * by_loops(samples, 0.5, 3)[1][:, 0]
     wide = math.sqrt(2) * estimates._student(1 / np.sum(samples.weights / found.effective_samples))
     np.testing.assert_allclose(found.replicates[:, 1], samples.weights @ found.values + (seen - seen.mean()) * wide)
@@ -185,6 +192,8 @@ def test_kept_samples_are_paid_again_with_their_discount(gamma):
     samples = draw_samples(task, make_reference(task), [make_reference(task)] * 3, each=2)
     assert pays_the_same(task, "eval", samples)
     assert not pays_the_same(task, "eval", replace(samples, returns=samples.returns + 0.1))
+    for changes in (make_task("Noisy"), replace(task, reward=RunningNorm("length"))):
+        assert pays_the_same(changes, "eval", samples)  # what it pays another time tells nothing
 
 
 @pytest.mark.parametrize(
@@ -230,6 +239,9 @@ def test_optimality_where_there_is_room():
         assert optimality_of(1.0, np.zeros(2), replace(scale, reference=Estimate(level, level, level))) is None
     assert optimality_of(1.0, np.zeros(2), replace(scale, value=None)) is None
     assert optimality_of(1.0, np.zeros(2), replace(scale, reference=None)) is None
+    for best, base in ((0.0, 0.0), (1e6, math.nextafter(1e6, 0.0))):  # what rounding leaves is no room
+        ends = {"value": Estimate(best, best, best), "reference": Estimate(base, base, base)}
+        assert optimality_of(1.0, np.zeros(2), replace(scale, **ends)) is None
 
 
 def test_an_infinite_loss_has_an_exact_optimality_without_a_warning(recwarn):
@@ -318,6 +330,14 @@ def test_a_reference_is_told_by_its_name_or_by_its_type(reference, want):
     assert fingerprint(replace(make_task("Stop"), reference=reference), "eval")["reference"] == want
 
 
+def test_a_language_model_is_told_by_its_weights(tmp_path):
+    task = replace(make_task("Stop"), reference=str(tmp_path))
+    assert fingerprint(task, "eval")["reference"] == str(tmp_path)
+    for name, weights in (("b", b"two"), ("a", b"one ")):
+        (tmp_path / f"{name}.safetensors").write_bytes(weights)
+    assert fingerprint(task, "eval")["reference"] == hashlib.sha256(b"one two").hexdigest()[:32]
+
+
 class Greatest:
     def __init__(self, maximum, pay="end"):
         self.maximum, self.pay = maximum, pay
@@ -327,18 +347,20 @@ class Greatest:
 
 
 @pytest.mark.parametrize(
-    ("maximum", "pay", "gamma", "want"),
+    ("maximum", "pay", "options", "want"),
     [
-        (2.0, "end", 1.0, 2.0),
-        (2.0, "end", 0.5, 2.0),
-        (-2.0, "end", 1.0, -2.0),
-        (-2.0, "end", 0.5, 0.0),
-        (2.0, "every", 1.0, None),
-        (None, "end", 1.0, None),
+        (2.0, "end", {}, 2.0),
+        (2.0, "end", {"gamma": 0.5}, 2.0),
+        (-2.0, "end", {}, -2.0),
+        (-2.0, "end", {"gamma": 0.5}, 0.0),
+        (-2.0, "end", {"on_error": "skip"}, 0.0),
+        (-2.0, "end", {"on_error": "penalty", "penalty": -1.0}, -1.0),
+        (2.0, "every", {}, None),
+        (None, "end", {}, None),
     ],
 )
-def test_the_greatest_return(maximum, pay, gamma, want):
-    task = make_task("Text", prompts=["a"], tokenizer=["a", "b", "<end>"], reward=Greatest(maximum, pay), gamma=gamma)
+def test_the_greatest_return(maximum, pay, options, want):
+    task = make_task("Text", prompts=["a"], tokenizer=["a", "b", "<end>"], reward=Greatest(maximum, pay), **options)
     assert greatest_return(task) == want
 
 
@@ -363,3 +385,4 @@ def test_degrees_of_freedom_by_hand():
     # Variances go with the squares of the weights: 2 (9 + 1)^2 / (9^2 + 1^2).
     assert degrees_of_freedom(columns[1:2], np.array([0.75, 0.25])).tolist() == pytest.approx([200 / 82])
     assert degrees_of_freedom(columns[..., :1], np.array([0.5, 0.5])).tolist() == [np.inf] * 3
+    assert degrees_of_freedom(columns[..., :2], np.array([0.5, 0.5])).tolist() == [1.0, 2.0, np.inf]

@@ -218,6 +218,11 @@ def test_samples_come_back_from_their_file(tmp_path):
     write_samples(samples, path, {"name": "TwoModes"})
     read, key = read_samples(path)
     assert key == {"name": "TwoModes"}
+    written = []
+    for key in ({"a": 1, "b": 2}, {"b": 2, "a": 1}):
+        write_samples(samples, path, key)
+        written.append(path.read_bytes())
+    assert written[0] == written[1]  # one file, in whatever order the key was put together
     for beta in (0.05, 0.2, 3.0):
         one, two = tilt(samples, beta), tilt(read, beta)
         np.testing.assert_array_equal(one.values, two.values)
@@ -324,7 +329,7 @@ class Constant:
         return [self.maximum] * len(completions)
 
 
-@pytest.mark.parametrize("maximum", [0.9, 0.7, 0.6, -0.3, 1e6 + 0.1])
+@pytest.mark.parametrize("maximum", [0.9, 0.7, 0.6, -0.3, 1e6 + 0.1, 1e6 + 0.15])
 def test_a_maximum_that_no_float32_equals_is_reached(maximum):
     task = make_task("Text", prompts=["a"], tokenizer=["a", "b", "<end>"], reward=Constant(maximum), max_new_tokens=2)
     assert sampled(task, each=32).value.mean == pytest.approx(maximum)
