@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from scipy.optimize import minimize
 
 from textgym import make_task
 from textgym.checks import Floats
-from textgym.estimates import Estimate, Samples, draw_samples, tilt
-from textgym.optimum import Optimum, estimated
+from textgym.estimates import Estimate, Samples, draw_samples, read_samples, tilt, write_samples
+from textgym.lm.reference import NGramReference
+from textgym.optimum import FOLDER, Optimum, estimated, fingerprint, optimum_of, samples_path
 from textgym.sampling import play
 from textgym.task import make_reference
 
@@ -74,27 +76,75 @@ def most_that_is_hidden(values: Floats, weights: Floats, hidden: float, beta: fl
     def loss(more: Floats) -> float:
         return -float(weights @ np.log(1 + more * hidden / low))
 
-    whole = {"type": "eq", "fun": lambda more: more.sum() - 1}
-    even = np.full(len(low), 1 / len(low))
-    found = minimize(loss, even, bounds=[(0, 1)] * len(low), constraints=whole, tol=1e-12)
+    whole = {"type": "ineq", "fun": lambda more: 1 - more.sum()}
+    bounds = [(0.0, most) for most in (1 - low) / hidden]
+    found = minimize(loss, np.zeros(len(low)), bounds=bounds, constraints=whole, tol=1e-12)
     assert found.success
     return -beta * float(found.fun)
 
 
-@pytest.mark.parametrize("weights", [[0.2] * 5, [0.5, 0.05, 0.15, 0.05, 0.25]])
-def test_what_was_not_drawn_is_shared_among_prompts_as_a_search_finds_it(weights: list[float]) -> None:
-    level = np.array([0.6, 0.1, 0.45, 0.3, 0.25])[:, None]
-    returns = level + np.random.default_rng(0).uniform(-0.01, 0.01, (5, 64))
+@pytest.mark.parametrize(
+    ("level", "weights"),
+    [
+        ([0.6, 0.1, 0.45, 0.3, 0.25], [0.2, 0.2, 0.2, 0.2, 0.2]),
+        ([0.6, 0.1, 0.45, 0.3, 0.25], [0.5, 0.05, 0.15, 0.05, 0.25]),
+        ([0.99, 0.8, 0.9, 0.95, 0.7], [0.8, 0.05, 0.05, 0.05, 0.05]),  # the first has little more to get
+        ([0.99, 0.99, 0.99, 0.99, 0.99], [0.2, 0.3, 0.1, 0.2, 0.2]),  # all may earn the maximum
+    ],
+)
+def test_what_was_not_drawn_is_shared_among_prompts_as_a_search_finds_it(
+    level: list[float], weights: list[float]
+) -> None:
+    returns = np.array(level)[:, None] + np.random.default_rng(0).uniform(-0.01, 0.01, (5, 64))
     # A prompt that pays the same throughout, and one that is never asked, are left out.
-    also = np.concatenate([returns, np.full((1, 64), 0.5), returns[:1]])
+    also = np.concatenate([returns, np.full((1, 64), -1.0), returns[:1]])
     for samples in (drawn(returns, weights, 1.0), drawn(also, [*(0.95 * each for each in weights), 0.05, 0.0], 1.0)):
         want = most_that_is_hidden(tilt(samples, 0.25).values[:5], samples.weights[:5], 3 / 64, 0.25)
-        found = estimated(samples, 0.25, "eval")
+        with np.errstate(divide="raise", invalid="raise"):
+            found = estimated(samples, 0.25, "eval")
         assert found.room == pytest.approx(want, rel=1e-4)
         # It is in every second replicate, and so in the interval.
         added = np.zeros_like(found.replicates)
         added[1::2, 1] = found.room
         np.testing.assert_allclose(found.replicates - tilt(samples, 0.25).replicates, added, atol=1e-12)
+
+
+def test_what_rounding_put_above_the_maximum_counts_as_the_maximum() -> None:
+    # By hand: all of 3 / n goes to the second prompt, of which E = exp((V - maximum) / beta) is known.
+    for top in (1.0, 1.02):
+        samples = drawn(np.stack([np.full(64, top), np.tile([0.6, 0.7], 32)]), [0.9, 0.1], 1.0)
+        low = math.exp((tilt(samples, 0.25).values[1] - 1) / 0.25)
+        assert estimated(samples, 0.25, "eval").room == pytest.approx(0.1 * 0.25 * math.log(1 + 3 / 64 / low))
+
+
+def test_committed_samples_serve_the_reference_of_the_task_at_any_beta_above_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("textgym.optimum.FOLDER", tmp_path)
+    task = make_task("Stop")
+    kept = draw_samples(task, make_reference(task), each=256)
+    write_samples(kept, samples_path(task, "eval"), fingerprint(task, "eval"))
+    assert optimum_of(task).committed
+    assert optimum_of(task, beta=0.0).exact
+    assert optimum_of(task, reference=make_reference(task)).exact
+
+
+def test_the_reference_that_is_given_is_sampled() -> None:
+    def share(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
+        return [text.split().count("a") / 40 for text in completions]
+
+    task = make_task("Text", prompts=["a"], tokenizer=["a", "b", "c"], reward=share, max_new_tokens=40, beta=0.5)
+    found = optimum_of(task, reference=NGramReference(np.array([0.5, 0.3, 0.2])))
+    assert found.reference is not None
+    assert found.reference.mean == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(40 * 128))
+
+
+def test_every_committed_file_is_read_and_names_its_task() -> None:
+    paths = sorted(FOLDER.glob("*.safetensors"))
+    assert paths
+    for path in paths:
+        _, key = read_samples(path)
+        assert path.name == f"{key['name']}.{key['split']}.safetensors".lower()
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ def estimated(samples: Samples, beta: float, split: str, seed: int = 0) -> Optim
     elif effective < ENOUGH:
         reason = f"{effective:.1f} effective samples a prompt, {ENOUGH} are needed"
     else:
-        room, replicates = _room(samples, found, beta), found.replicates.copy()
+        room, replicates = _room(samples, found, beta), found.replicates
         replicates[1::2, 1] += room
         value = interval(float(samples.weights @ found.values), replicates[:, 1])
         return Optimum(value, reference, beta, split, replicates, effective, samples=samples, room=room)
@@ -224,20 +224,31 @@ def _room(samples: Samples, found: Tilt, beta: float) -> float:
 
     n completions of each prompt leave undrawn, with 95%, no more probability than 3 / n of all prompts together, m_p of
     prompt p. Where the sum of w_p beta log(E_p + m_p) is greatest, E_p = exp((V_p - maximum) / beta), all prompts with
-    any have the same w_p / (E_p + m_p). Nobody knows without a `maximum`, or with proposals: 0. What `Tilt.unseen`
-    counts is in its replicates.
+    any have the same (E_p + m_p) / w_p, a level, but for those that all earn the maximum, E_p + m_p = 1. Nobody knows
+    without a `maximum`, or with proposals: 0. What `Tilt.unseen` counts is in its replicates.
     """
     known = ~found.unseen & (samples.weights > 0)
     if samples.maximum is None or samples.policies > 1:
         return 0.0
     weights, values = samples.weights[known], found.values[known]
     low = np.exp(np.minimum(values - samples.maximum, 0.0) / beta)
-    order = np.argsort(low / weights)
-    levels = (3.0 / samples.each + np.cumsum(low[order])) / np.cumsum(weights[order])
-    level = levels[np.flatnonzero(levels > (low / weights)[order])[-1]]
+    reached, free = low, np.ones(len(low), dtype=bool)
+    while free.any():
+        level = _level(low[free], weights[free], 3.0 / samples.each - np.sum(1.0 - low[~free]))
+        reached = np.where(free, np.maximum(weights * level, low), 1.0)
+        if reached.max() <= 1.0:
+            break
+        free &= reached <= 1.0  # the others earn the maximum: what they cannot take is left to these
     with np.errstate(divide="ignore"):
-        raised = samples.maximum + beta * np.log(np.minimum(np.maximum(weights * level, low), 1.0))
+        raised = samples.maximum + beta * np.log(np.minimum(reached, 1.0))
     return float(weights @ np.maximum(raised - values, 0.0))
+
+
+def _level(low: Floats, weights: Floats, mass: float) -> float:
+    """Return the level for which the sum of max(w_p * level - E_p, 0) is `mass`."""
+    order = np.argsort(low / weights)
+    levels = (max(mass, 0.0) + np.cumsum(low[order])) / np.cumsum(weights[order])
+    return float(levels[np.flatnonzero(levels >= (low / weights)[order])[-1]])
 
 
 def optimality_of(objective: float, replicates: Floats, optimum: Optimum) -> Estimate | None:
