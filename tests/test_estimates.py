@@ -72,6 +72,7 @@ def test_the_jackknife_of_a_mean_is_its_squared_standard_error():
     # Of 1, 2, 4: (9/9 + 1/9 + 25/9) ... = 7/3 over 3. Of 1, 1, 4, where two draws are equal: 3 over 3.
     assert jackknife(7 / 3, np.array([3.0, 2.5, 1.5]), np.array([1, 1, 1])) == (7 / 3, pytest.approx(7 / 9))
     assert jackknife(2.0, np.array([2.5, 1.0]), np.array([2, 1])) == (2.0, pytest.approx(1.0))
+    assert jackknife(1.5, np.array([2.0, 1.0]), np.array([1, 1])) == (1.5, pytest.approx(0.25))
     assert math.isnan(jackknife(2.0, np.array([2.0]), np.array([1]))[1])
 
 
@@ -216,8 +217,10 @@ def test_samples_of_other_shapes_are_refused(broken):
     with pytest.raises(ValueError, match="shapes"):
         Samples(**(parts | broken))
     for name in ("returns", "log_weights", "weights"):
+        one = parts[name].copy()
+        one.flat[1] = np.nan
         with pytest.raises(ValueError, match="not finite"):
-            Samples(**(parts | {name: np.full_like(parts[name], np.nan)}))
+            Samples(**(parts | {name: one}))
 
 
 def test_samples_that_a_prompt_left_unseen_carry_nothing():

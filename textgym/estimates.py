@@ -152,7 +152,7 @@ def _chosen(counts: Ints, most: int) -> Floats:
 
 def _with_votes(others: Floats, ways: Floats) -> Floats:
     """Add an answer that gets 0..votes votes in `ways` (votes + 1, R), and ties where it gets the most."""
-    found: Floats = others * ways[0]
+    found = others.copy()  # there is one way to draw none of its votes
     votes, room = len(ways) - 1, others.shape[1]
     for got in range(1, min(votes, room)):
         if ways[got].any():
