@@ -352,9 +352,10 @@ def _induct(tree: PrefixTree, log_reference: tuple[Floats, ...], beta: float, ga
         if level.environment is not None:
             moves, base = level.environment[level.running], log_reference[depth]
             chance = np.exp(base)
-            own[level.running] = np.where(moves, per_state(chance * worth, level, np.add), own[level.running])
-            lost = np.where(chance > 0, chance * np.where(chance > 0, log_mass, 0.0), 0.0)
-            mass[level.running] = np.where(moves, per_state(lost, level, np.add), mass[level.running])
+            with np.errstate(invalid="ignore"):  # 0 * -inf, only where the policy moves
+                mean, lost = (per_state(chance * each, level, np.add) for each in (worth, log_mass))
+            own[level.running] = np.where(moves, mean, own[level.running])
+            mass[level.running] = np.where(moves, lost, mass[level.running])
             logs = np.where(per_edge(moves, level), base, logs)
         log_mass = mass
         values.insert(0, own)
