@@ -105,8 +105,9 @@ def test_evaluate_agrees_on_the_optimal_policy():
         assert abs(estimate.mean - exact) < estimate.high - estimate.low < 0.25
 
 
-def test_probabilities_of_trajectories():
-    task, policy, reference = small_task(), Table(7), bigram()
+@pytest.mark.parametrize("gamma", [1.0, 0.6])
+def test_probabilities_of_trajectories(gamma):
+    task, policy, reference = small_task(gamma=gamma), Table(7), bigram()
     every = trajectory_probabilities(task, policy, reference)
     assert every.probability.sum() == pytest.approx(1, abs=1e-12)
     assert every.probability[every.prompt == 1].sum() == pytest.approx(0.75, abs=1e-12)
@@ -147,6 +148,24 @@ def test_a_policy_outside_the_support_of_the_reference_has_infinite_kl():
     assert policy_values(small_task(), only_a, never_a, beta=0).objective == pytest.approx(0.25 * 3 - 0.75 * 1.5)
 
 
+def test_what_a_policy_never_says_is_none_of_its_likeliest():
+    never_a = NGramReference(np.tile([0, 0.5, 0.3, 0.2], (4, 1)))
+    best = policy_values(small_task(), never_a, bigram()).trajectories.likeliest(1, 100)
+    assert {found.tokens for found in best} == {tokens for tokens in completions() if 0 not in tokens}
+
+
+def test_a_prompt_without_weight_counts_for_nothing():
+    # After "b", which is never shown, the policy says what the reference does not.
+    policy = NGramReference(np.array([[0.5, 0.3, 0.2], [1.0, 0.0, 0.0], [0.5, 0.3, 0.2]]))
+    reference = NGramReference(np.array([[0.3, 0.3, 0.4], [0.0, 0.5, 0.5], [0.3, 0.3, 0.4]]))
+    words = {"tokenizer": ["a", "b", "<end>"], "stop": "<end>", "max_new_tokens": 1, "reward": "length", "beta": 0.3}
+    found = policy_values(make_task("Text", prompts=["a", "b"], weights=[1, 0], **words), policy, reference)
+    alone = policy_values(make_task("Text", prompts=["a"], **words), policy, reference)
+    assert found.prompt_kl[1] == np.inf
+    assert (found.objective, found.kl) == (alone.objective, alone.kl)
+    assert found.reach[0].tolist() == [1.0, 1.0]
+
+
 def test_bad_policies_are_refused():
     with pytest.raises(TypeError, match="no log-probabilities"):
         policy_values(small_task(), Answers(None))
@@ -156,6 +175,11 @@ def test_bad_policies_are_refused():
         policy_values(small_task(), Answers(np.zeros((2, 3))))
     with pytest.raises(ValueError, match="NaN"):
         policy_values(small_task(max_new_tokens=1), Answers(np.full((2, 4), np.nan)))
+    for number in (np.nan, np.inf):
+        table = np.log(np.full((2, 4), 0.25))
+        table[1, 2] = number
+        with pytest.raises(ValueError, match=r"NaN or \+inf"):
+            policy_values(small_task(max_new_tokens=1), Answers(table))
     with pytest.raises(ValueError, match="no legal action"):
         policy_values(small_task(max_new_tokens=1), Answers(np.full((2, 4), -np.inf)))
 

@@ -68,8 +68,18 @@ def test_a_soft_step_leaves_out_what_the_reference_never_does():
 @pytest.mark.parametrize("beta", [1e9, 1e12])
 def test_a_large_beta_keeps_the_mean_of_the_reference(beta):
     # V = E[Q] + Var[Q] / (2 beta): the logs of Z are next to 0.
-    values, _ = soft_backup(np.array([2.0, 0.0]), np.log([0.25, 0.75]), level_of(2), beta)
-    assert values[0] == pytest.approx(0.5, abs=1e-6)
+    # What the reference never does changes nothing, whatever it would bring.
+    with np.errstate(divide="ignore"):
+        logs = np.log([0.25, 0.75, 0.25, 0.75, 0.0])
+    values, _ = soft_backup(np.array([2.0, 0.0, 2.0, 0.0, 1e20]), logs, level_of(2, 3), beta)
+    np.testing.assert_allclose(values, [0.5, 0.5], atol=1e-6)
+
+
+def test_a_soft_step_loses_what_leads_nowhere():
+    # Half of the reference goes where nothing goes on: Z = e^(1 / beta) / 2.
+    values, policy = soft_backup(np.array([1.0, -INF]), np.log([0.5, 0.5]), level_of(2), 0.5)
+    assert values[0] == pytest.approx(1 + 0.5 * math.log(0.5), abs=1e-15)
+    assert policy.tolist() == [0.0, -INF]
 
 
 def test_a_small_beta_takes_the_greatest():
@@ -168,7 +178,10 @@ def test_advantages_where_the_policy_cannot_go_and_where_kl_is_infinite():
     for depth, level in enumerate(free.tree.levels[:-1]):
         want = free.action_values[depth] - per_edge(free.values[depth][level.running], level)
         np.testing.assert_allclose(free.advantages[depth], want)
-    # Where neither goes, an action has no worth that could be told: -inf.
+    # What the policy never does and the reference does would save it all the KL; what neither does has no worth.
+    spared = policy_values(small_task(max_new_tokens=1), never_a, bigram())
+    assert (spared.advantages[0][[0, 4]] == INF).all()
+    assert np.isfinite(np.delete(spared.advantages[0], [0, 4])).all()
     both = policy_values(small_task(max_new_tokens=1), never_a, never_a)
     assert np.isneginf(both.advantages[0][[0, 4]]).all()
 
@@ -363,3 +376,11 @@ def test_a_reference_that_cannot_go_on_is_named_as_such():
     task = replace(words_task(max_new_tokens=2, reward="length", reference=reference), mask=mask)
     with pytest.raises(ValueError, match=r"^reference: after the tokens \(1,\)"):
         solve(task).optimality(0.0)
+
+
+def test_a_prompt_that_the_reference_cannot_finish_is_named():
+    reference = NGramReference(np.array([[0.4, 0.4, 0.2], [0.5, 0.5, 0.0], [0.4, 0.4, 0.2]]))
+    task = words_task(prompts=["a", "b", "b a"], max_new_tokens=1, reward="length", reference=reference)
+    task = replace(task, mask=lambda states: np.tile([False, False, True], (len(states), 1)))
+    with pytest.raises(ValueError, match="every legal completion of prompt 'b' the probability 0"):
+        solve(task)
