@@ -100,13 +100,10 @@ def _free_levels(task: Task, split: str, max_states: int) -> list[Level]:
     check_size(count_states(roots, len(actions) - ending, ending, task.max_new_tokens), max_states)
     levels: list[Level] = []
     parent, action, finished = _roots(roots)
-    for depth in range(1, task.max_new_tokens + 1):
-        running = np.flatnonzero(~finished)
+    while len(running := np.flatnonzero(~finished)):
         levels.append(_level(parent, action, finished, np.where(finished, 0, len(actions))))
-        if not len(running):
-            return levels
         parent, action = np.repeat(running, len(actions)), np.tile(actions, len(running))
-        finished = np.tile(stops | (depth == task.max_new_tokens), len(running))
+        finished = np.tile(stops | (len(levels) == task.max_new_tokens), len(running))
     return [*levels, _level(parent, action, finished, np.zeros(len(parent), dtype=np.int64))]
 
 
@@ -116,14 +113,11 @@ def _masked_levels(task: Task, split: str, max_states: int) -> list[Level]:
     parent, action, finished = _roots(len(task.encoded(split)))
     total = len(parent)
     check_size(total, max_states)
-    for depth in range(1, task.max_new_tokens + 1):
-        running = np.flatnonzero(~finished)
-        if not len(running):
-            break
+    while len(running := np.flatnonzero(~finished)):
         _LOG.info("expanding the tree of answers, %d states", total)
-        so_far = PrefixTree(task, split, (*levels, _level(parent, action, finished, np.zeros(0))))
+        so_far = PrefixTree(task, split, (*levels, _level(parent, action, finished, np.array([]))))
         rows, actions = [], []
-        for batch, mask in _masks(so_far, depth - 1, running):
+        for batch, mask in _masks(so_far, len(levels), running):
             total += int(np.count_nonzero(mask))
             check_size(total, max_states, "at least ")
             where, token = np.nonzero(mask)
@@ -132,7 +126,7 @@ def _masked_levels(task: Task, split: str, max_states: int) -> list[Level]:
         below = np.concatenate(rows)
         levels.append(_level(parent, action, finished, np.bincount(below, minlength=len(parent))))
         parent, action = below, np.concatenate(actions)
-        finished = np.isin(action, task.vocabulary.stop_ids) | (depth == task.max_new_tokens)
+        finished = np.isin(action, task.vocabulary.stop_ids) | (len(levels) == task.max_new_tokens)
     return [*levels, _level(parent, action, finished, np.zeros(len(parent), dtype=np.int64))]
 
 
@@ -205,7 +199,7 @@ class _Conversations:
         """Yield the replies to each state, with what they leave of its beliefs; asked in one call."""
         possible = [np.flatnonzero(node.beliefs) for node in nodes]
         asked = [replace(node.state, hidden=int(k)) for node, ks in zip(nodes, possible, strict=True) for k in ks]
-        answers = iter(self._turns.answers(asked)) if asked else iter(())
+        answers = iter(self._turns.answers(asked))
         for node, ks in zip(nodes, possible, strict=True):
             found: dict[Reply, Floats] = {}
             for k in ks:
@@ -327,7 +321,7 @@ class _Payer:
         return np.asarray(potential_difference(before, score, level.finished, self._task.gamma))
 
     def _score(self, tree: PrefixTree, depth: int, rows: Ints) -> Floats:
-        prompts, result = self._task.encoded(self._split), np.zeros(len(rows))
+        prompts, result = self._task.encoded(self._split), np.empty(len(rows))
         size = _TEXTS_AT_ONCE if self._task.timeout is None else _TEXTS_IN_TIME
         for start in range(0, len(rows), size):
             part = slice(start, start + size)

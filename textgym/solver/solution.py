@@ -147,16 +147,14 @@ def soft_backup(action_values: Floats, log_reference: Floats, level: Level, beta
     """
     open_ = (log_reference > -np.inf) & (action_values > -np.inf)
     top = per_state(np.where(open_, action_values, -np.inf), level, np.maximum)
-    dead = np.isneginf(top)
     with np.errstate(over="ignore", invalid="ignore"):
-        gaps = np.where(open_, (action_values - per_edge(np.where(dead, 0.0, top), level)) / beta, -np.inf)
-    tilted = np.where(open_, log_reference + gaps, -np.inf)
+        gaps = np.where(open_, (action_values - per_edge(top, level)) / beta, -np.inf)
+    tilted = log_reference + gaps
     total = log_sum(tilted, level)
     # At large beta the log of a number next to 1 loses what the factor beta brings back: log(1 + x) does not.
     excess = per_state(np.exp(log_reference) * np.expm1(gaps), level, np.add)
-    log_mean = np.where(excess > -0.5, np.log1p(np.maximum(excess, -0.5)), np.where(dead, 0.0, total))
-    values = np.where(dead, -np.inf, top + beta * log_mean)
-    return values, _policy(tilted, total, np.ones(len(gaps), dtype=np.bool_), level)
+    log_mean = np.where(excess > -0.5, np.log1p(np.maximum(excess, -0.5)), total)
+    return top + beta * log_mean, _policy(tilted, total, np.ones(len(gaps), dtype=np.bool_), level)
 
 
 def hard_backup(

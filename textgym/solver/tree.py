@@ -214,7 +214,7 @@ class PrefixTree:
             for allowed in moves:
                 level = self.levels[depth]
                 low, high = level.first[row], level.first[row + 1]
-                below = self.levels[depth + 1].action[low:high] if low < high else np.zeros(0)
+                below = self.levels[depth + 1].action[low:high] if low < high else np.array([])
                 found = low + np.flatnonzero(np.isin(below, allowed))
                 if not found.size:
                     raise KeyError(f"completion {completion!r} of prompt {prompt}: move {depth} is not legal")

@@ -186,7 +186,7 @@ class PolicyValues:
 
     def _mean(self, values: Floats) -> float:
         weights = self.tree.weights
-        return float(np.sum(np.where(weights > 0, weights * np.where(weights > 0, values, 0.0), 0.0)))
+        return float(np.sum(weights * np.where(weights > 0, values, 0.0)))
 
 
 def policy_values(
