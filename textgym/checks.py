@@ -10,7 +10,7 @@ import math
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeGuard
@@ -149,6 +149,20 @@ def are_integers(values: object) -> TypeGuard[tuple[int, ...]]:
     """Return whether a value is a tuple of integers, Python's or numpy's; bools do not count."""
     kinds = {*map(type, values)} if isinstance(values, tuple) else {object}
     return all(each is int or (issubclass(each, int | np.integer) and each is not bool) for each in kinds)
+
+
+def token_counts(observation: Mapping[str, NDArray[np.generic]]) -> Ints:
+    """Return the number of tokens of each of B states, prompts included, (B,).
+
+    Raises: ValueError for the observation of a single environment, which has no axis of states.
+    """
+    mask = observation["attention_mask"]
+    if np.ndim(mask) != 2:
+        raise ValueError(
+            f"observation: attention_mask has shape {np.shape(mask)}, allowed is a batch (B, L); of a single "
+            "environment's observation, {name: values[None] for name, values in observation.items()} makes a batch of 1"
+        )
+    return np.asarray(np.count_nonzero(mask, axis=1))
 
 
 def did_you_mean(name: object, allowed: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.checks import Floats, Ints, shown
+from textgym.checks import Floats, Ints, shown, token_counts
 from textgym.lm.reference import Reference
 from textgym.play import draw
 from textgym.state import ENVIRONMENT, PROMPT, Prompt, TokenState
@@ -173,7 +173,7 @@ def as_agent(agent: object) -> Agent:
 
 def token_rows(observation: Observation) -> list[tuple[int, ...]]:
     """Return the tokens of each of B states."""
-    lengths = np.count_nonzero(observation["attention_mask"], axis=1).tolist()
+    lengths = token_counts(observation).tolist()
     ids: NDArray[np.int64] = observation["input_ids"]
     return [tuple(row[:length]) for row, length in zip(ids.tolist(), lengths, strict=True)]
 
@@ -188,7 +188,7 @@ def prompt_lengths(observation: Observation) -> Ints:
             "observation: has no segment_ids, which say where the prompt ends; make the environment with segments=True"
         )
     prompt = (observation["segment_ids"] == PROMPT) & (observation["attention_mask"] != 0)
-    return np.asarray(np.count_nonzero(prompt, axis=1))
+    return token_counts({"attention_mask": prompt})
 
 
 class StateFinder:

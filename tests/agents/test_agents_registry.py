@@ -211,3 +211,13 @@ def test_why_a_budget_gives_its_batch(episodes, group, processes, said):
     asked = TrainSettings("textgym/Text-v0", "rloo", episodes, {"group": group})
     assert batch_reason(asked, processes) == f"batch {said}"
     assert said.startswith(f"{with_batch(asked, processes).config['batch']}: ")
+
+
+@pytest.mark.parametrize("name", ["lm-ppo", "mcts", "q-learning", "random", "reference", "sb3-ppo"])
+def test_one_observation_of_a_single_environment_is_no_batch(name):
+    env = make_env("textgym/Copy-v0", 2, segments=True)
+    agent = make_agent(name, env)
+    observation, _ = gym.make("textgym/Copy-v0", segments=True).reset(seed=0)
+    with pytest.raises(ValueError, match=r"observation: attention_mask has shape \(8,\), allowed is a batch"):
+        agent.act(observation)
+    assert agent.act({key: values[None] for key, values in observation.items()}).shape == (1,)

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from textgym.checks import Bools, Ints
+from textgym.checks import Bools, Ints, token_counts
 from textgym.lm.backbone import Backbone
 from textgym.lm.reference import Observation
 
@@ -48,7 +48,7 @@ class Decoder:
             active: (B,) bool; rows that are False are not computed (their features are stale). None means all.
         """
         ids = np.asarray(observation["input_ids"], dtype=np.int64)
-        lengths = np.count_nonzero(observation["attention_mask"], axis=1)
+        lengths = token_counts(observation)
         wanted = np.ones(len(ids), dtype=np.bool_) if active is None else active
         if not self._continues(ids, lengths, wanted):
             self._open(ids, lengths)

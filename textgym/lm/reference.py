@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar, cast, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.checks import Bools, Floats, Ints, shown
+from textgym.checks import Bools, Floats, Ints, shown, token_counts
 
 Observation = Mapping[str, NDArray[np.integer]]
 LogProbs = NDArray[np.floating]
@@ -122,7 +122,7 @@ class UniformReference:
 
     def log_probs(self, observation: Observation) -> Floats:
         """See `Reference.log_probs`; (B, V) float64, a read-only view."""
-        return np.broadcast_to(self._row, (len(observation["input_ids"]), len(self._row)))
+        return np.broadcast_to(self._row, (len(token_counts(observation)), len(self._row)))
 
 
 class NGramReference:
@@ -159,7 +159,7 @@ class NGramReference:
     def log_probs(self, observation: Observation) -> Floats:
         """See `Reference.log_probs`; (B, V) float64."""
         ids = np.asarray(observation["input_ids"])
-        lengths = np.count_nonzero(observation["attention_mask"], axis=1)
+        lengths = token_counts(observation)
         before = np.broadcast_to(self._start, (len(ids), self._order - 1))
         padded = np.concatenate([before, ids], axis=1)
         # Column `lengths` of `padded` is the first of the last n - 1 tokens of the row.

@@ -24,7 +24,7 @@ from functools import cached_property
 
 import numpy as np
 
-from textgym.checks import Bools, Floats, Ints
+from textgym.checks import Bools, Floats, Ints, token_counts
 from textgym.lm.reference import Observation, Reference
 from textgym.render import html_table
 from textgym.solver.build import MAX_STATES, check_beta, check_gamma, prefix_tree
@@ -75,7 +75,7 @@ class Lookup:
         Raises: ValueError for an observation that shows no state of the tree, or more than one.
         """
         ids = np.asarray(observation["input_ids"], dtype=np.int64)
-        lengths = np.count_nonzero(observation["attention_mask"], axis=1)
+        lengths = token_counts(observation)
         depths, rows = np.full(len(ids), -1), np.full(len(ids), -1)
         if self._turns:
             keys = [tuple(row[:length].tolist()) for row, length in zip(ids, lengths, strict=True)]

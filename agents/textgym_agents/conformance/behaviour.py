@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from textgym import TokenVectorEnv
-from textgym.checks import Floats
+from textgym.checks import Floats, token_counts
 from textgym.solver import PolicyValues, policy_values, solve
 from textgym_agents.conformance.under_test import (
     AgentUnderTest,
@@ -76,7 +76,7 @@ def later_tokens(tested: AgentUnderTest) -> Outcome:
 
 def next_tokens(observation: Observation, count: int) -> list[Observation]:
     """Return the observation with token 0, 1, ... written behind every state, outside the mask."""
-    lengths = np.count_nonzero(observation["attention_mask"], axis=1)
+    lengths = token_counts(observation)
     rows = np.flatnonzero(lengths < observation["input_ids"].shape[1])
     result: list[Observation] = []
     for token in range(count):

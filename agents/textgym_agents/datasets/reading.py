@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.checks import Bools, Floats, Ints, JsonObject, check_count, check_number, shown
+from textgym.checks import Bools, Floats, Ints, JsonObject, check_count, check_number, shown, token_counts
 from textgym.episodes import action_space, observation_space
 from textgym.files import read_json
 from textgym.preferences import Demonstration, Problem
@@ -307,7 +307,7 @@ def _check_metadata(metadata: JsonObject, task: Task, where: str) -> None:
 def _row(episode: Any, task: Task, name: str) -> _Episode:
     """Return an episode of a Minari dataset. Raises: _UnfitError if it is none of the task's."""
     ids = np.asarray(episode.observations["input_ids"])
-    lengths = np.count_nonzero(episode.observations["attention_mask"], axis=1)
+    lengths = token_counts(episode.observations)
     actions, rewards = np.asarray(episode.actions), np.asarray(episode.rewards, dtype=np.float64)
     count = len(actions)
     if not count or not len(ids) == len(lengths) == count + 1 == len(rewards) + 1:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from textgym import Task, TokenVectorEnv
-from textgym.checks import Floats, Ints
+from textgym.checks import Floats, Ints, token_counts
 from textgym.lm.reference import Reference
 from textgym.solver import PolicyValues, PrefixTree, evaluate_edges, policy_values
 from textgym.state import TokenState
@@ -77,7 +77,7 @@ class EnumeratedPolicy:
 
     def logits(self, observation: Observation) -> Tensor:
         """Return logits (B, V) float64 of a batch of observations; differentiable."""
-        lengths = np.count_nonzero(observation["attention_mask"], axis=1)
+        lengths = token_counts(observation)
         ids = torch.tensor(observation["input_ids"][:, : lengths.max()], device=self.device)
         rows = torch.arange(len(lengths), device=self.device)
         logits, _ = self.policy.states(ids, rows, torch.tensor(lengths - 1, device=self.device))

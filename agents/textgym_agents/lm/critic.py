@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textgym.checks import Bools, Floats
+from textgym.checks import Bools, Floats, token_counts
 from textgym_agents.lm.agent import LMAgent
 from textgym_agents.lm.policy import LMPolicy
 from textgym_agents.protocol import Agent, Observation, as_agent
@@ -50,7 +50,7 @@ def _of_lm_agent(agent: LMAgent) -> Critic:
     size = 4 * agent.config.micro_batch  # nothing is kept for a gradient
 
     def values(observation: Observation, masks: Bools | None) -> Floats:
-        single = np.count_nonzero(observation["attention_mask"], axis=1) == 1
+        single = token_counts(observation) == 1
         single |= agent.policy.backbone.prompt_end is not None  # nothing stands before a prompt that is read whole
         found = np.empty(len(single))
         for rows in (np.flatnonzero(~single), np.flatnonzero(single)):
@@ -83,7 +83,7 @@ def _question(
     """Return a function from a policy to logits (B, V) and values (B,) in B states, all of one token or all of more."""
     device = asked.device
     legal = None if masks is None else torch.tensor(masks, device=device)
-    lengths = torch.tensor(observation["attention_mask"].sum(1), device=device)
+    lengths = torch.tensor(token_counts(observation), device=device)
     if lengths[0] > 1 and asked.backbone.prompt_end is None:
         move = _from_parents(observation, device)
         return lambda policy: branch(policy, *move, legal)
@@ -106,7 +106,7 @@ def branch(
         observation: of B states. rows: (M,) int64, which state. tokens: (M,) int64, what is appended to it.
         masks: (M, V) bool, the tokens that the task's grammar allows afterwards; None: all.
     """
-    lengths = np.count_nonzero(observation["attention_mask"], axis=1)
+    lengths = token_counts(observation)
     ids = torch.tensor(observation["input_ids"][:, : lengths.max()], device=policy.device)
     with policy.precision():
         cache = policy.backbone.open(ids, torch.tensor(lengths, device=policy.device), 1)[0]
@@ -119,7 +119,7 @@ def branch(
 def _from_parents(observation: Observation, device: torch.device) -> tuple[Observation, Tensor, Tensor]:
     """Return states as single tokens after what came before them, which siblings share: parents, their rows, tokens."""
     ids, rows = observation["input_ids"], np.arange(len(observation["input_ids"]))
-    last = np.count_nonzero(observation["attention_mask"], axis=1) - 1
+    last = token_counts(observation) - 1
     mask = (np.arange(ids.shape[1]) < last[:, None]).astype(np.int8)
     keys = np.concatenate([np.where(mask, ids, 0), last[:, None]], axis=1)
     _, first, parent = np.unique(keys, axis=0, return_index=True, return_inverse=True)

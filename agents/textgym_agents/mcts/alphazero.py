@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from textgym.checks import Bools, Floats, Ints
+from textgym.checks import Bools, Floats, Ints, token_counts
 from textgym.lm.reference import Reference
 from textgym.play import PlayedBatch, Turn, play_batch
 from textgym.task import Task, make_reference
@@ -71,7 +71,7 @@ def play_games(env: TokenVectorEnv, seed: int, planner: Planner, beta: float, ge
         log_policy, _ = planner.plan(seen, turn.masks)
         tokens = draw(log_policy, generator)
         ratios = log_ratios(log_policy, planner.log_reference(seen, turn.masks), tokens)
-        columns = np.count_nonzero(seen["attention_mask"], axis=1) - 1
+        columns = token_counts(seen) - 1
         considered = planner.candidates(seen, log_policy)
         targets = np.exp(np.take_along_axis(log_policy, considered, axis=1)).astype(np.float32)
         found.append((columns, considered, targets, ratios))

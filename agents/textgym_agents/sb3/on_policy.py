@@ -15,7 +15,7 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import Tensor
 
-from textgym.checks import Floats, Ints
+from textgym.checks import Floats, Ints, token_counts
 from textgym.lm.reference import over_legal
 from textgym.play import Turn, play_batch
 from textgym.rewards.scorer import scorers_restored
@@ -226,7 +226,7 @@ class SB3RecurrentPPO(SB3PPO):
     def _logits(self, observation: Observation) -> Tensor:
         policy, count = self.model.policy, len(observation["input_ids"])
         assert isinstance(policy, RecurrentActorCriticPolicy)
-        lengths = np.count_nonzero(observation["attention_mask"], axis=1)
+        lengths = token_counts(observation)
         steps = lengths - prompt_lengths(observation)
         rows, written = np.arange(count), observation["segment_ids"] == POLICY
         shape = (policy.lstm_actor.num_layers, count, policy.lstm_actor.hidden_size)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from textgym.checks import Bools, Floats, Ints
+from textgym.checks import Bools, Floats, Ints, token_counts
 from textgym.play import LogProbs
 from textgym.task import Task
 from textgym_agents.protocol import Observation, StateFinder
@@ -155,7 +155,7 @@ _ENTRY_BYTES = 16  # a float64 and an int64 for each action
 def state_keys(observation: Observation) -> list[bytes]:
     """Return the tokens of each state as int32 in bytes. The mask alone says what is padding."""
     ids = np.ascontiguousarray(observation["input_ids"], dtype=np.int32)
-    lengths = np.count_nonzero(observation["attention_mask"], axis=1).tolist()
+    lengths = token_counts(observation).tolist()
     return [row[:length].tobytes() for row, length in zip(ids, lengths, strict=True)]
 
 

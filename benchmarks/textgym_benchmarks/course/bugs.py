@@ -15,7 +15,7 @@ from textgym_agents.protocol import Agent, Callback, Metrics, Observation, as_ag
 from torch import Tensor
 
 from textgym import Task, TokenVectorEnv
-from textgym.checks import Bools, Floats, Ints
+from textgym.checks import Bools, Floats, Ints, token_counts
 from textgym.play import Turn, draw, play_batch
 from textgym.solver import prefix_tree
 from textgym.task import make_reference
@@ -120,7 +120,7 @@ class TablePPO:
     def _play(self, env: TokenVectorEnv, seed: int) -> _Batch:
         generator = np.random.default_rng([self.iteration, seed, self.seed])
         observation, _ = env.reset(seed=int(generator.integers(2**31)))
-        starts = np.count_nonzero(observation["attention_mask"], axis=1)
+        starts = token_counts(observation)
         visited: list[tuple[Ints, Floats]] = []
 
         def choose(turn: Turn) -> Ints:
@@ -290,7 +290,7 @@ class TablePPO:
 
 def _keys(observation: Observation) -> list[tuple[int, ...]]:
     """Return the real tokens of every row."""
-    lengths = np.count_nonzero(observation["attention_mask"], axis=1)
+    lengths = token_counts(observation)
     return [tuple(row[:n].tolist()) for row, n in zip(observation["input_ids"], lengths, strict=True)]
 
 
