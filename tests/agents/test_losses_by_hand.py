@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from agents.enumerated import full_rollout, tiny_agent, tiny_task
+from agents.enumerated import first_metrics, full_rollout, tiny_agent, tiny_task
 from agents.groups import small_agent, take
 from agents.test_targets import two_rows
 from gymnasium.vector import AutoresetMode
@@ -21,12 +21,13 @@ from textgym_agents.algorithms.reinforce import Reinforce
 from textgym_agents.algorithms.rloo import RLOO
 from textgym_agents.config import LMPPOConfig
 from textgym_agents.lm.critic_free import Resampled, _before
+from textgym_agents.lm.gathered import joined
 from textgym_agents.lm.logged import LoggedStates
 from textgym_agents.lm.maths import Targets
 from textgym_agents.lm.metrics import UpdateMeter
 from textgym_agents.lm.rollout import score_reference, token_kl
 
-from textgym import TokenVectorEnv, make_task
+from textgym import TokenVectorEnv
 from textgym.state import TokenState
 
 SCALE, WEIGHT, LAM, TAU, ALPHA = 2.0, 0.3, 0.6, 0.8, 0.05
@@ -164,6 +165,7 @@ def test_metrics_of_pairs_are_sums_of_rewards():
 
 def test_batches_are_played_until_groups_enough_differ():
     differ, equal, seeds = two_rows(), two_rows(rewards=np.array([1.0, 1.0, 1.0, 2.0, 1.0])), []
+    four = take(joined([differ, differ]), np.arange(4))
 
     def played(parts, most):
         left = iter(parts)
@@ -175,6 +177,7 @@ def test_batches_are_played_until_groups_enough_differ():
     assert seeds[0] == 7
     assert len(set(seeds)) == 3
     assert played([differ, equal, differ, differ], 2).rounds == 2
+    assert len(played([four, differ], 10).lengths) == 4
 
 
 def test_the_value_loss_of_reinforce_is_half_a_square():
@@ -194,18 +197,23 @@ def test_a_batch_of_two_is_baseline_enough():
         agent.learn(an_env(1), 1)
 
 
-@pytest.mark.slow
-def test_a_first_batch_settles_the_learning_rate_of_a_language_model_alone():
-    plain = LMPPO(tiny_task(), LMPPOConfig(device="cpu"), model=tiny_llama(4))
-    given = LMPPO(tiny_task(), LMPPOConfig(device="cpu", learning_rate=0.5), model=tiny_llama(4))
-    assert (plain.settles, given.settles) == (False, False)
-    assert given.learning_rate == 0.5
-    task = make_task("Helpful")
-    model = LMPPO(task, LMPPOConfig(device="cpu"))
-    fixed = LMPPO(task, LMPPOConfig(device="cpu", learning_rate=0.5))
-    assert (model.settles, fixed.settles) == (True, False)
-    assert model.learning_rate * 4 > 0
-    assert fixed.learning_rate == 0.5
+@pytest.mark.parametrize(
+    ("model", "reference", "given", "rate"),
+    [
+        (None, "uniform", None, 5e-4),
+        ("a/model", "uniform", None, 1.25e-4),
+        (None, "builtin", None, 1.25e-4),
+        ("a/model", "builtin", 0.5, 0.5),
+        (None, "uniform", 0.5, 0.5),
+    ],
+)
+def test_without_a_rate_the_first_batch_of_a_language_model_has_a_quarter_of_the_usual_one(
+    model, reference, given, rate
+):
+    config = LMPPOConfig(device="cpu", model=model, learning_rate=given)
+    agent = LMPPO(replace(tiny_task(), reference=reference), config, model=tiny_llama(4))
+    assert (agent.learning_rate, agent.first_rate) == (rate, rate)
+    assert agent.settles is (rate == 1.25e-4)
 
 
 @pytest.mark.parametrize(("kind", "asked"), [(LMPPO, True), (RLOO, False)])
@@ -247,7 +255,14 @@ def test_a_loss_with_a_bonus_for_entropy_and_weights_of_tokens():
         weights = torch.linspace(0, 2, count)
         weighted = agent._loss(arguments, states, rollout, replace(targets, weights=weights), scored, meter).detach()
         torch.testing.assert_close(weighted, weights * found[name])
+        if name == "plain":  # as are those of samples of another policy
+            samples = replace(rollout, importance=weights)
+            weighted = agent._loss(arguments, states, samples, targets, scored, meter).detach()
+            torch.testing.assert_close(weighted, weights * found[name])
         logits, _ = agent.policy.heads(arguments)
+    agent.value_coefficient = 0.7  # of half a square; V is 0
+    valued = agent._loss(arguments, states, rollout, targets, scored, meter).detach()
+    torch.testing.assert_close(valued - found["bonus"], 0.35 * targets.returns.square())
     logs = torch.log_softmax(logits, -1)
     torch.testing.assert_close(found["plain"] - found["bonus"], (-0.3 * (logs.exp() * logs).sum(-1)).detach())
     # The first step of an update: the ratio is 1, the value loss has no weight, and k2 is half the squared log-ratio.
@@ -256,17 +271,19 @@ def test_a_loss_with_a_bonus_for_entropy_and_weights_of_tokens():
     torch.testing.assert_close(found["plain"], wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_the_learning_rate_settles_in_the_first_iteration(monkeypatch):
-    agent, calls = small_agent(LMPPO, batch=8), []
+@pytest.mark.parametrize(("tokens", "gamma"), [(None, 0.6), (1, 0.6), (0, None)])
+def test_the_learning_rate_settles_in_the_first_iteration(tokens, gamma, monkeypatch):
+    agent, calls = small_agent(LMPPO, tiny_task(gamma=0.6), batch=8), []
 
-    def settled(learner, *_):
-        calls.append((learner.iteration, learner.learning_rate))
+    def settled(learner, config, discount, *_):
+        calls.append((learner.iteration, learner.learning_rate, discount))
         return 0.125, 0.5, "so"
 
     monkeypatch.setattr("textgym_agents.lm.rates.settled", settled)
+    agent.objective_tokens = tokens  # 0: an objective that scores have no part in
     agent.settles, rate = True, agent.learning_rate
     agent.learn(an_env(), 16)
-    assert calls == [(1, rate)]
+    assert calls == [(1, rate, gamma)]
     assert (agent.learning_rate, agent.chosen) == (0.125, "so")
 
 
@@ -276,3 +293,61 @@ def test_a_state_before_a_token_knows_what_the_environment_had_written():
     assert (before.completion, before.environment) == ((5, 6, 7), (2,))
     assert _before(state, 3) == state
     assert _before(state, 0).completion == ()
+
+
+def test_a_ratio_counts_as_clipped_outside_of_the_clip_range():
+    agent = tiny_agent(clip=0.2)
+    rollout = take(full_rollout(agent)[0], np.arange(6))
+    ratios = torch.tensor([0.5, 0.75, 0.85, 1.0, 1.15, 1.25, 1.9, 2.5])
+    count = len(ratios)
+    states, meter = torch.arange(count), UpdateMeter()
+    meter.start(count)
+    older = rollout.log_probs.clone()
+    older[:count] -= ratios.log()
+    scored = score_reference(agent.reference, rollout, 100, True)
+    targets = agent._targets(rollout, np.zeros(len(rollout.rows)))
+    features = agent.policy.features(rollout.input_ids, *map(torch.tensor, (rollout.rows, rollout.columns)))
+    agent._loss(features[:count], states, replace(rollout, log_probs=older), targets, scored, meter)
+    meter.finish(0.0)
+    assert meter.means()["policy/clipfrac_avg"] == 5 / 8
+    assert meter.means()["val/ratio"] == pytest.approx(float(ratios.mean()), rel=1e-4)
+
+
+def test_completions_that_ended_are_trained_on_where_overlong_ones_are_masked():
+    how = {"stopped": np.array([True, False, False]), "truncated": np.array([False, True, False])}
+    how["bootstrap_kl"] = np.zeros(3)
+    agent, kept = (small_agent(LMPPO, overlong=each) for each in ("mask", "keep"))
+    rollout = replace(take(full_rollout(agent)[0], np.array([0, 7, 13])), **how)
+    every = agent._targets(rollout, np.zeros(len(rollout.rows)))
+    some = replace(every, rows=np.array([2, 1]))
+    found = [each._trained(rollout, targets).tolist() for each in (agent, kept) for targets in (every, some)]
+    assert found == [[0, 1], [1], [0, 1, 2], [2, 1]]
+    assert agent._update(rollout, replace(every, rows=np.array([2])), None) == {"updates": 0.0}
+    # Without a token that ends them all run to the limit.
+    agent.task = replace(agent.task, vocabulary=replace(agent.task.vocabulary, stop_ids=()))
+    assert agent._trained(rollout, every).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("bound", "updates"), [(1e-9, 2), (1e9, 12), (None, 12)])
+def test_an_update_stops_early_when_the_policy_has_moved_too_far(bound, updates):
+    # The first step moves it, and the second sees that it did.
+    agent = tiny_agent(stop_update_kl=bound, minibatches=4, epochs=3)
+    assert first_metrics(agent, an_env())["updates"] == updates
+
+
+def test_the_mask_policy_is_that_of_the_last_second_iteration():
+    agent = small_agent(LMPPO, batch=8, mask_top_p=0.9, mask_every=2)
+    own, mask = (each.model.lm_head.weight for each in (agent.policy, agent.policy.cut.mask_policy))
+    agent.learn(an_env(), 8)
+    assert not torch.equal(own, mask)
+    agent.learn(an_env(), 8)
+    assert torch.equal(own, mask)
+
+
+def test_the_weight_of_the_value_loss_and_what_is_whitened_with_a_value_as_baseline():
+    agent = small_agent(Reinforce, baseline="value", value_coefficient=0.7, whiten=True, kl="k1")
+    assert agent.value_coefficient == 0.7
+    rollout = take(full_rollout(agent)[0], np.arange(6))
+    found = agent._targets(rollout, np.zeros(len(rollout.rows))).advantages
+    returns = np.bincount(rollout.rows, rollout.rewards)[rollout.rows]  # all is paid at the end, and V is 0
+    np.testing.assert_allclose(found, returns / returns.std(), rtol=1e-5)

@@ -32,7 +32,7 @@ def test_gae_equals_the_quadratic_sum_row_by_row_with_garbage_in_the_padding(see
     rewards, values = rng.normal(size=(2, 4, 6))
     bootstrap = rng.normal(size=4) * truncated
     powers = gamma ** np.arange(7)
-    behind = powers[lengths] * bootstrap
+    behind = powers[lengths] * bootstrap if truncated else None
     got = gae(powers[:6] * rewards, powers[:6] * values, lengths, lam, behind)
     for row, n in enumerate(lengths):
         want = powers[:n] * quadratic_gae(rewards[row, :n], values[row, :n], gamma, lam, bootstrap[row])

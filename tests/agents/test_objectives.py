@@ -309,15 +309,6 @@ def test_overlong_completions_are_left_out_of_the_loss_and_its_total(kind):
     assert (updated(plain, rollout)[0] - got).norm() > 0.05 * got.norm()
 
 
-def test_without_a_stop_token_no_completion_is_overlong():
-    agent = small_agent(LMPPO, overlong="mask")
-    rollout = two_groups(agent, stopped=np.zeros(4, dtype=bool))
-    targets = agent._targets(rollout, np.zeros(len(rollout.rows)))
-    assert len(agent._trained(rollout, targets)) == 0
-    agent.task = replace(agent.task, vocabulary=replace(agent.task.vocabulary, stop_ids=()))
-    assert agent._trained(rollout, targets).tolist() == [0, 1, 2, 3]
-
-
 def test_the_length_penalty_is_dapos_soft_overlong_punishment():
     # Yu et al. (2025), eq. 13, of 20 tokens the last 8.
     penalty = make_reward({"name": "length_penalty", "limit": 12, "per_unit": 1 / 8})

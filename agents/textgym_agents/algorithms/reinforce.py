@@ -71,7 +71,7 @@ class Reinforce(OnPolicyAgent):
         config = config or ReinforceConfig()
         super().__init__(task, config, model)
         self.critic = config.baseline == "value"
-        self.value_coefficient = config.value_coefficient if self.critic else 0.0
+        self.value_coefficient = config.value_coefficient
 
     def learn(self, env: TokenVectorEnv, episodes: int, callback: Callback | None = None) -> None:
         """See `OnPolicyAgent.learn`. Raises: also ValueError if the batch is the baseline and has one episode."""

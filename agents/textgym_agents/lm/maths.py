@@ -77,7 +77,7 @@ def gae(rewards: Floats, values: Floats, lengths: Ints, lam: float, bootstrap: F
         raise ValueError(f"shapes differ: rewards {rewards.shape}, values {values.shape}, lengths {lengths.shape}")
     batch, width = rewards.shape
     valid = np.arange(width) < lengths[:, None]  # (B, T)
-    rewards, values = np.where(valid, rewards, 0.0), np.where(valid, values, 0.0)
+    values = np.where(valid, values, 0.0)
     following = np.append(values[:, 1:], np.zeros((batch, 1)), axis=1)  # V(s_{t+1}), (B, T)
     if bootstrap is not None and batch:
         following[np.arange(batch), lengths - 1] = bootstrap
