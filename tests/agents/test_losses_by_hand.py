@@ -335,10 +335,10 @@ def test_an_update_stops_early_when_the_policy_has_moved_too_far(bound, updates)
     assert first_metrics(agent, an_env())["updates"] == updates
 
 
-def test_the_mask_policy_is_that_of_the_last_second_iteration():
-    agent = small_agent(LMPPO, batch=8, mask_top_p=0.9, mask_every=2)
+def test_the_mask_policy_is_copied_after_every_third_iteration():
+    agent = small_agent(LMPPO, batch=8, mask_top_p=0.9, mask_every=3)
     own, mask = (each.model.lm_head.weight for each in (agent.policy, agent.policy.cut.mask_policy))
-    agent.learn(an_env(), 8)
+    agent.learn(an_env(), 16)
     assert not torch.equal(own, mask)
     agent.learn(an_env(), 8)
     assert torch.equal(own, mask)
