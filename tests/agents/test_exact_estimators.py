@@ -1,5 +1,7 @@
 """Exact gradients and the moments of estimators, against finite differences, autograd, listing and sampling."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,8 @@ from textgym_agents.exact.estimators import (
     leave_one_out,
     standardised,
 )
-from textgym_agents.exact.objective import EnumeratedPolicy, edge_jacobian, policy_gradient, to_go
+from textgym_agents.exact.objective import EnumeratedPolicy, edge_jacobian, log_ratios, policy_gradient, to_go
+from textgym_agents.lm.processors import Cut, Processors
 
 from textgym.solver import policy_values, prefix_tree
 
@@ -99,14 +102,92 @@ def test_the_jacobian_makes_the_same_gradient(mask):
     np.testing.assert_allclose(enumeration.mass @ enumeration.scores, 0, atol=1e-12)
 
 
+class Halved(torch.nn.Module):
+    """Half the logits of a policy that it has."""
+
+    def __init__(self):
+        super().__init__()
+        self.policy = Recurrent()
+
+    def states(self, input_ids, rows, columns):
+        return self.policy.states(input_ids, rows, columns)[0] / 2, None
+
+
+def test_a_policy_in_a_policy_is_not_taken_for_it():
+    seen = prefix_tree(small_task()).observations(0, np.arange(2))
+    want = torch.log_softmax(EnumeratedPolicy(Recurrent()).logits(seen).detach() / 2, -1)
+    np.testing.assert_allclose(EnumeratedPolicy(Halved()).log_probs(seen), want, atol=1e-12)
+
+
+def test_what_a_cut_keeps_is_held_fixed_as_what_a_mask_allows():
+    whole, cut = Recurrent(), Recurrent()
+    cut.cut = Cut(small_task(), Processors(top_k=2))
+
+    def likeliest(states):
+        masks = np.zeros((len(states), 4), dtype=bool)
+        for row, state in enumerate(states):
+            last = torch.tensor([len(state.tokens) - 1])
+            logits = whole.states(torch.tensor([state.tokens]), torch.tensor([0]), last)[0][0]
+            masks[row, np.argsort(logits.tolist())[2:]] = True
+        return masks
+
+    got, want = (
+        policy_gradient(small_task(mask=mask), policy, beta=0.0) for mask, policy in ((None, cut), (likeliest, whole))
+    )
+    assert want.norm > 0.1
+    assert got.values.objective == pytest.approx(want.values.objective, abs=1e-12)
+    torch.testing.assert_close(got.gradient, want.gradient, atol=1e-12, rtol=1e-9)
+
+
+def test_where_the_policy_never_goes_the_log_ratio_is_zero(enumeration):
+    # A cut token has log pi = -1e9, as `FORBIDDEN` has it, and probability 0.
+    logs = [each.copy() for each in enumeration.values.log_policy]
+    logs[0][0] = -1e9
+    found = log_ratios(replace(enumeration.values, log_policy=tuple(logs)))
+    assert found[0][0] == 0
+    np.testing.assert_allclose(found[0][1:], logs[0][1:] - enumeration.values.log_reference[0][1:])
+
+
 def test_the_jacobian_is_refused_where_it_would_not_fit(monkeypatch):
     import textgym_agents.exact.objective as exact
 
-    monkeypatch.setattr(exact, "_LARGEST", 100)
-    with pytest.raises(ValueError, match="edges times"):
-        edge_jacobian(prefix_tree(small_task()), EnumeratedPolicy(Recurrent()))
+    # Two prompts with 4 + 3 * 4 + 9 * 4 edges each; 4 * 5 + 5 * 5 + 5 * 4 parameters.
+    tree, policy = prefix_tree(small_task()), EnumeratedPolicy(Recurrent())
+    monkeypatch.setattr(exact, "_LARGEST", 104 * 65)
+    assert edge_jacobian(tree, policy).shape == (104, 65)
+    monkeypatch.setattr(exact, "_LARGEST", 104 * 65 - 1)
+    with pytest.raises(ValueError, match="104 edges times 65 parameters"):
+        edge_jacobian(tree, policy)
+
+
+class OnlyStates:
+    """A policy without parameters."""
+
+    def states(self, input_ids, rows, columns):
+        return torch.zeros(len(rows), 4), None
+
+
+@pytest.mark.parametrize("policy", [object(), torch.nn.Linear(2, 2), OnlyStates()])
+def test_what_is_no_torch_policy_is_refused(policy):
     with pytest.raises(TypeError, match="allowed is"):
-        policy_gradient(small_task(), object())
+        policy_gradient(small_task(), policy)
+
+
+def test_a_torch_policy_can_be_the_reference():
+    values = policy_gradient(small_task(), Recurrent(), Recurrent()).values
+    assert values.kl == pytest.approx(0, abs=1e-12)
+    assert policy_gradient(small_task(), Recurrent(), Recurrent(seed=1)).values.kl > 0.1
+
+
+def test_a_parameter_that_nothing_depends_on_has_no_gradient():
+    tree, plain, policy = prefix_tree(small_task()), Recurrent(), Recurrent()
+    policy.register_parameter("unused", torch.nn.Parameter(torch.ones(2)))
+    found = edge_jacobian(tree, EnumeratedPolicy(policy))
+    assert not found[:, -2:].any()
+    np.testing.assert_array_equal(found[:, :-2], edge_jacobian(tree, EnumeratedPolicy(plain)))
+    gradient = policy_gradient(tree, policy, bigram()).gradient
+    assert gradient[-2:].tolist() == [0, 0]
+    torch.testing.assert_close(gradient[:-2], policy_gradient(tree, plain, bigram()).gradient)
 
 
 @pytest.fixture(scope="module")

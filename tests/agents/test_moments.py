@@ -1,6 +1,8 @@
 """Moments of estimators against sums over all trajectories that are written out."""
 
+import itertools
 import math
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from agents.test_exact_estimators import Recurrent
 from solver_tools import bigram, small_task
 from textgym_agents.exact import estimators
 from textgym_agents.exact.estimators import (
+    compare,
     enumerate_trajectories,
     estimator_table,
     group_moments,
@@ -16,9 +19,10 @@ from textgym_agents.exact.estimators import (
     kl_value_table,
 )
 from textgym_agents.exact.objective import EnumeratedPolicy, policy_gradient
-from textgym_agents.lm.critic_free import leave_one_out, standardised
+from textgym_agents.lm.critic_free import centred, leave_one_out, standardised
 
 from textgym import make_task
+from textgym.lm.reference import NGramReference
 from textgym.solver import policy_values
 
 
@@ -72,35 +76,37 @@ def moments(enumeration, group, **options):
     return group_moments(enumeration.values, enumeration.gradient, "A", paid, scores, leave_one_out, group, **options)
 
 
-def pairs(enumeration):
-    """E[g] and E |g|^2 of pairs of completions of a prompt, by listing all of them."""
+def listed(enumeration, group):
+    """E[g] and E |g|^2 of groups of completions of a prompt, by listing all of them."""
     every, paid, scores = enumeration.values.trajectories, enumeration.charged.sum(1), enumeration.scores
-    mean, second = 0.0, 0.0
-    for one in range(len(paid)):
-        for two in np.flatnonzero(every.prompt == every.prompt[one]):
-            chance = every.probability[one] * np.exp(every.log_probability[two])
-            gap = paid[one] - paid[two]
-            gradient = (gap * (1 if gap > 0 else 0.5) * scores[one] - gap * (1 if gap < 0 else 0.5) * scores[two]) / 2
+    chances, mean, second = np.exp(every.log_probability), 0.0, 0.0
+    for prompt, weight in enumerate(enumeration.values.tree.weights):
+        for members in map(list, itertools.product(np.flatnonzero(every.prompt == prompt), repeat=group)):
+            # Of the others' mean each is n / (n - 1) times as far as of everybody's.
+            gaps = (paid[members] - paid[members].mean()) * group / (group - 1)
+            gradient = (gaps * np.where(gaps > 0, 1, 0.5)) @ scores[members] / group
+            chance = weight * np.prod(chances[members])
             mean, second = mean + chance * gradient, second + chance * gradient @ gradient
     return mean, second
 
 
-def test_all_pairs_of_a_prompt(enumeration):
-    found, (mean, second) = moments(enumeration, 2), pairs(enumeration)
+@pytest.mark.parametrize("group", [2, 3])
+def test_all_groups_of_a_prompt(enumeration, group):
+    found, (mean, second) = moments(enumeration, group), listed(enumeration, group)
     assert found.bias == pytest.approx(np.linalg.norm(mean - enumeration.gradient), rel=1e-9)
     assert found.variance == pytest.approx(second - mean @ mean, rel=1e-9)
-    assert (found.samples, found.bias_error, found.variance_error) == (2, 0.0, 0.0)
-    assert found.variance_per_sample == pytest.approx(2 * found.variance)
+    assert (found.samples, found.bias_error, found.variance_error) == (group, 0.0, 0.0)
+    assert found.variance_per_sample == pytest.approx(group * found.variance)
     # Where only a quarter of the groups counts, what counts is four times as large.
-    part = moments(enumeration, 2, kept=0.25)
-    assert part.samples == 8
+    part = moments(enumeration, group, kept=0.25)
+    assert part.samples == 4 * group
     assert part.bias == pytest.approx(np.linalg.norm(4 * mean - enumeration.gradient), rel=1e-9)
     assert part.variance == pytest.approx(4 * second - 16 * mean @ mean, rel=1e-9)
 
 
 def test_groups_that_are_drawn_say_how_sure_they_are(enumeration, monkeypatch):
     monkeypatch.setattr(estimators, "_MOST_COUNTS", 0)
-    (mean, second), truth = pairs(enumeration), enumeration.gradient
+    (mean, second), truth = listed(enumeration, 2), enumeration.gradient
     few, many, part = (
         moments(enumeration, 2, draws=draws, kept=kept) for draws, kept in ((1000, 1.0), (16000, 1.0), (1000, 0.5))
     )
@@ -135,6 +141,7 @@ def test_rows_of_the_table_of_groups(enumeration):
     paid, lengths = enumeration.charged.sum(1), enumeration.values.trajectories.length[:, None]
     for name, advantages, scale in (
         ("RLOO", leave_one_out, 1.0),
+        ("GRPO without std", centred, 1.0),
         ("GRPO", standardised, 1.0),
         ("GRPO, mean over tokens", standardised, 1 / lengths),
     ):
@@ -168,6 +175,32 @@ def test_rows_of_the_table_of_single_trajectories(enumeration):
         assert row.cosine == pytest.approx(mean @ enumeration.gradient / length / size)
 
 
+class NeverB(Recurrent):
+    """A policy that never says b."""
+
+    def states(self, input_ids, rows, columns):
+        return super().states(input_ids, rows, columns)[0] + torch.tensor([0.0, -torch.inf, 0.0, 0.0]), None
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_never_written_might_as_well_be_forbidden(monkeypatch):
+    def without_b(states):
+        return np.tile([True, False, True, True], (len(states), 1))
+
+    reference = NGramReference(np.tile([0.5, 0.0, 0.3, 0.2], (4, 1)))
+    free, masked = (
+        enumerate_trajectories(small_task(max_new_tokens=2, mask=mask), policy, reference)
+        for mask, policy in ((None, NeverB()), (without_b, Recurrent()))
+    )
+    assert len(free.mass) > len(masked.mass) == 2 * 7
+    np.testing.assert_allclose(free.gradient, masked.gradient, atol=1e-12)
+    # As many pairs as seven completions make are listed: of the others none counts.
+    monkeypatch.setattr(estimators, "_MOST_COUNTS", 7**2)
+    for table in (estimator_table, kl_gradient_table):
+        for row, other in zip(table(free), table(masked), strict=True):
+            assert astuple(row)[1:] == pytest.approx(astuple(other)[1:], rel=1e-9, abs=1e-12, nan_ok=True)
+
+
 @pytest.mark.parametrize("group", [2, 3])
 def test_groups_are_listed_up_to_so_many(enumeration, monkeypatch, group):
     # The mean needs K returns and multisets of n - 1 others; the second moment K^2 and those of n - 2, which is more.
@@ -181,10 +214,47 @@ def test_groups_are_listed_up_to_so_many(enumeration, monkeypatch, group):
     assert moments(enumeration, group, draws=50).bias_error > 0
 
 
+def test_the_kl_that_is_charged_is_the_one_of_the_whole_sequence(enumeration):
+    every = enumeration.values.trajectories
+    np.testing.assert_allclose(enumeration.charged.sum(1), every.returns - 0.4 * every.log_ratio, atol=1e-12)
+    # The reference never says b, which costs nothing where beta is 0.
+    never = NGramReference(np.tile([0.3, 0.0, 0.3, 0.4], (4, 1)))
+    free = enumerate_trajectories(small_task(max_new_tokens=2), Recurrent(), never, beta=0.0)
+    assert np.isinf(free.steps.log_ratio).any()
+    np.testing.assert_allclose(free.charged.sum(1), free.values.trajectories.returns, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("mean", "target", "relative", "along", "cosine"),
+    [
+        ((3.0, 4.0), (0.0, 5.0), math.sqrt(10) / 5, 0.8, 0.8),
+        ((3e-9, 4e-9), (0.0, 5e-9), math.sqrt(10) / 5, 0.8, 0.8),
+        ((3e-5, 4e-5), (0.0, 5.0), 1.0, 8e-6, 0.8),
+        # Of what is nothing beside the other, or nothing at all, the direction is none.
+        ((3e-9, 4e-9), (0.0, 5.0), 1.0, 8e-10, math.nan),
+        ((3.0, 4.0), (0.0, 5e-9), 1e9, 8e8, math.nan),
+        ((3.0, 4.0), (0.0, 0.0), math.nan, math.nan, math.nan),
+        ((0.0, 0.0), (0.0, 0.0), math.nan, math.nan, math.nan),
+    ],
+)
+def test_a_row_of_the_table_by_hand(mean, target, relative, along, cosine):
+    found = compare("A", 2, np.array(mean), 26.0, np.array(target), (0.5, 0.25))
+    assert found.relative_bias == pytest.approx(relative, rel=1e-4, nan_ok=True)
+    assert (found.along, found.cosine) == pytest.approx((along, cosine), nan_ok=True)
+    assert found.bias == pytest.approx(math.dist(mean, target))
+    assert found.variance == pytest.approx(26 - math.hypot(*mean) ** 2)
+    assert (found.samples, found.bias_error, found.variance_error) == (2, 0.5, 0.25)
+    assert compare("A", 1, np.array(mean), 0.0, np.array(target)).variance == 0
+
+
 def test_a_gradient_where_the_environment_answers():
     task = make_task("TwentyQuestions", difficulty=1)
     policy = Recurrent(size=task.vocabulary.size)
     found = policy_gradient(task, policy)
+    for depth, logs in enumerate(found.values.log_policy):
+        rows = found.values.tree.levels[depth].running
+        edges = EnumeratedPolicy(policy).edges(found.values.tree, depth, rows)
+        np.testing.assert_allclose(edges.detach(), logs, atol=1e-12)  # also those of what the environment answers
     direction = torch.randn(len(found.gradient), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     parts = direction.split([parameter.numel() for parameter in policy.parameters()])
 

@@ -1,14 +1,13 @@
 """The referee's estimators: by autograd of each loss as its paper has it, by listing groups, and by what is known."""
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from agents.test_exact_estimators import Recurrent
 from solver_tools import STOP, bigram, small_task
-from textgym_agents.exact.objective import EnumeratedPolicy, log_ratios
+from textgym_agents.exact.objective import EnumeratedPolicy
 from textgym_agents.exact.referee import (
     GROUP_ESTIMATORS,
     KL_ESTIMATORS,
@@ -313,14 +312,6 @@ def test_many_parameters_become_as_many_coordinates_as_there_are_edges(parameter
     found = _coordinates(jacobian)
     assert found.shape == (7, min(7, parameters))
     assert found @ found.T == pytest.approx(jacobian @ jacobian.T)
-
-
-def test_the_kl_of_a_policy_with_a_cut_is_finite():
-    # A cut token has log pi = -1e9, as `FORBIDDEN` has it, and probability 0.
-    values = samples_of(prefix_tree(small_task()), *shifted(), bigram()).current.values
-    logs = [each.copy() for each in values.log_policy]
-    logs[0][0] = -1e9
-    assert log_ratios(replace(values, log_policy=tuple(logs)))[0][0] == 0
 
 
 def test_drawn_groups_are_those_of_the_seed_and_of_so_many():

@@ -114,7 +114,7 @@ class EnumeratedPolicy:
     def flat(self, gradients: Sequence[Tensor | None]) -> Tensor:
         """Return gradients, None where a parameter has none, as one vector (D,) float64."""
         pairs = zip(gradients, self.parameters, strict=True)
-        return torch.cat([(torch.zeros_like(p) if g is None else g).detach().double().flatten() for g, p in pairs])
+        return torch.cat([(torch.zeros_like(p) if g is None else g).double().flatten() for g, p in pairs])
 
 
 class ProblemOptions(TypedDict, total=False):
@@ -174,7 +174,7 @@ def policy_gradient(
 def edge_weights(values: PolicyValues) -> list[Floats]:
     """Return rho d(s) pi(a given s) A(s, a) of every edge: grad J is their sum times grad log pi(a given s)."""
     return [
-        np.where(mass > 0, mass * np.where(mass > 0, advantages, 0.0), 0.0)
+        mass * np.where(mass > 0, advantages, 0.0)
         for mass, advantages in zip(edge_mass(values), values.advantages, strict=True)
     ]
 
@@ -205,7 +205,8 @@ def state_sums(tree: PrefixTree, edges: Sequence[Floats]) -> list[Floats]:
 def log_ratios(values: PolicyValues) -> list[Floats]:
     """Return log(pi / ref) of every edge, nats; 0 where the policy never goes."""
     pairs = zip(values.log_policy, values.log_reference, strict=True)
-    return [np.where(np.exp(own) > 0, own - base, 0.0) for own, base in pairs]
+    with np.errstate(invalid="ignore"):  # inf - inf where the reference never goes either
+        return [np.where(np.exp(own) > 0, own - base, 0.0) for own, base in pairs]
 
 
 def kl_terms(values: PolicyValues) -> list[Floats]:
@@ -273,8 +274,8 @@ def edge_jacobian(tree: PrefixTree, own: EnumeratedPolicy) -> Floats:
             "take a smaller task or a smaller policy"
         )
     result, at = np.empty((edges, size)), 0
-    for depth in range(len(tree.levels) - 1):
-        for row in tree.levels[depth].running:
+    for depth, level in enumerate(tree.levels):
+        for row in level.running:
             for log_prob in own.edges(tree, depth, np.array([row])):
                 gradients = torch.autograd.grad(log_prob, own.parameters, retain_graph=True, allow_unused=True)
                 result[at] = own.flat(gradients).cpu().numpy()
