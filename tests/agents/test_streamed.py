@@ -78,6 +78,22 @@ def test_parts_are_joined_in_order_without_a_gradient(monkeypatch):
     assert same.tolist() == [0, 1, 2, 3, 4]
 
 
+def test_parts_have_a_gradient_where_only_the_function_has_one(monkeypatch):
+    monkeypatch.setattr(categorical, "ON_CPU", 4)
+    weight, sizes = torch.tensor(3.0, requires_grad=True), []
+
+    def scaled(features):
+        sizes.append(len(features))
+        return (weight * features[:, 0],)
+
+    (found,) = categorical.streamed(scaled, torch.arange(5.0)[:, None], 2)
+    assert found.tolist() == [0, 3, 6, 9, 12]
+    assert sizes == [2, 2, 1]
+    found.sum().backward()
+    assert weight.grad == 10  # 0 + 1 + 2 + 3 + 4
+    assert sorted(sizes[3:]) == [1, 2, 2]  # nothing was kept: every part ran again
+
+
 def test_the_learning_rate_falls_with_the_size():
     with torch.device("meta"):
         models = {size: nn.Linear(size, 1000, bias=False) for size in (4_000, 124_000, 494_000, 7_000_000)}

@@ -289,6 +289,7 @@ def test_states_are_taken_in_parts_of_so_many_logits():
 def test_a_draw_never_points_behind_the_last_token():
     logs = torch.log_softmax(torch.tensor([[0.0, 1.0, -1e9], [2.0, -1e9, 0.0]]), -1)
     assert sample(logs, torch.tensor([0.999999, 0.0])).tolist() == [1, 0]
+    assert sample(logs, torch.tensor([1.0, 1.0])).tolist() == [1, 2]  # as a number close under 1 is in float32
     assert sample(logs, torch.tensor([0.26, 0.9])).tolist() == [0, 2]
     assert sample(logs, torch.tensor([0.27, 0.88])).tolist() == [1, 0]
     # Rounding may leave a total that is not 1: a half, if it went far.

@@ -46,13 +46,10 @@ class _Statistics(torch.autograd.Function):
         log_probs, probs, actions, reference, entropy, divergence = ctx.saved_tensors
         for_taken, for_divergence, for_entropy = (gradient[:, None] for gradient in gradients)
         # d log pi(a) = [j = a] - p_j;  d H = -p_j (log p_j + H);  d KL = p_j (log p_j - log q_j - KL)
-        weight = log_probs * (for_divergence - for_entropy)
-        if reference is None:
-            # KL is identically 0 then.
+        if reference is None:  # the KL is identically 0
             weight = log_probs * -for_entropy
-            for_divergence = torch.zeros_like(for_divergence)
         else:
-            weight.addcmul_(reference, for_divergence, value=-1)
+            weight = (log_probs * (for_divergence - for_entropy)).addcmul_(reference, for_divergence, value=-1)
         weight.sub_(for_taken + for_divergence * divergence[:, None] + for_entropy * entropy[:, None])
         result = weight.mul_(probs)
         result.scatter_add_(1, actions[:, None], for_taken)
@@ -120,7 +117,7 @@ def sample(log_probs: Tensor, uniforms: Tensor) -> Tensor:
 
     Args:
         log_probs: (N, V) float32.
-        uniforms: (N,) float32 in [0, 1).
+        uniforms: (N,) float32 in [0, 1]; 1 is what float32 makes of a number close under it.
     Returns: (N,) int64; never a token of probability 0.
     """
     cumulative = log_probs.exp().cumsum(-1)
