@@ -231,10 +231,8 @@ def group_moments(
         own = np.flatnonzero((every.prompt == prompt) & (probability > 0))
         paid, part = returns[own].round(12), scores[:, own]
         count = len(np.unique(paid))
-        counted = max(
-            math.comb(count + group - 2, group - 1) * count, math.comb(count + group - 3, group - 2) * count**2
-        )
-        if counted <= _MOST_COUNTS:
+        # What the second moment needs: the mean needs (K + n - 2) / ((n - 1) K) of it, which is never more.
+        if math.comb(count + group - 3, group - 2) * count**2 <= _MOST_COUNTS:
             found = _one_prompt(_classes(paid, probability[own], part), advantages, group)
         else:
             chosen = generator.choice(len(own), (draws, group), p=probability[own] / probability[own].sum())
