@@ -16,7 +16,14 @@ from textgym_agents.exact.estimators import (
     leave_one_out,
     standardised,
 )
-from textgym_agents.exact.objective import EnumeratedPolicy, edge_jacobian, log_ratios, policy_gradient, to_go
+from textgym_agents.exact.objective import (
+    EnumeratedPolicy,
+    edge_jacobian,
+    log_ratios,
+    policy_gradient,
+    state_sums,
+    to_go,
+)
 from textgym_agents.lm.processors import Cut, Processors
 
 from textgym.solver import policy_values, prefix_tree
@@ -146,6 +153,13 @@ def test_where_the_policy_never_goes_the_log_ratio_is_zero(enumeration):
     found = log_ratios(replace(enumeration.values, log_policy=tuple(logs)))
     assert found[0][0] == 0
     np.testing.assert_allclose(found[0][1:], logs[0][1:] - enumeration.values.log_reference[0][1:])
+
+
+def test_sums_over_the_edges_of_a_state():
+    # In every state that goes on there are four actions, of which three go on; after three tokens none does.
+    tree = prefix_tree(small_task())
+    found = state_sums(tree, [np.ones(len(level.parent)) for level in tree.levels[1:]])
+    assert [sums.tolist() for sums in found] == [[4, 4], [4, 4, 4, 0] * 2, [4, 4, 4, 0] * 6]
 
 
 def test_the_jacobian_is_refused_where_it_would_not_fit(monkeypatch):
