@@ -122,7 +122,7 @@ class UniformReference:
 
     def log_probs(self, observation: Observation) -> Floats:
         """See `Reference.log_probs`; (B, V) float64, a read-only view."""
-        return np.broadcast_to(self._row, (len(token_counts(observation)), len(self._row)))
+        return np.broadcast_to(self._row, (len(observation["input_ids"]), len(self._row)))
 
 
 class NGramReference:
