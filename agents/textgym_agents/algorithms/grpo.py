@@ -96,8 +96,7 @@ class GRPO(GroupAgent):
         config = config or GRPOConfig()
         super().__init__(task, config, model)
         self.aggregation = config.aggregation
-        self.clip, high = min(config.clip_low, config.clip_high), 1 + config.clip_high
-        low = 1 - config.clip_low
+        self.clip, low, high = config.clip_low, 1 - config.clip_low, 1 + config.clip_high
         # gspo clips whole completions.
         self.clip_range = {"clip": (low, high), "cispo": (0.0, high), "gspo": (0.0, np.inf)}[config.surrogate]
 

@@ -72,7 +72,7 @@ class GroupAgent(OnPolicyAgent):
         """Return the groups (M,) whose rewards differ, in the order of play, as many as one batch has at most."""
         differs = varied(scores(rollout, self.task.gamma), self.group)
         # Each rank's rounds lie together; what is trained on must not depend on how many ranks there are.
-        played = np.arange(len(differs)).reshape(self.devices.world, rollout.rounds, -1).swapaxes(0, 1).ravel()
+        played = np.arange(len(differs)).reshape(self.devices.world, rollout.rounds, -1).swapaxes(0, 1)
         return played[differs[played]][: len(differs) // rollout.rounds]
 
 

@@ -124,7 +124,7 @@ def mixed_returns(rewards: Tensor, values: Tensor, last: Tensor, lam: float) -> 
     base = rewards + (1 - lam) * following(values, last)
     found, left = base, last.logical_not()
     while lam and left.any():
-        found, left = base + lam * following(found, last), following(left, last).bool()
+        found, left = base + lam * following(found, last), following(left, last)
     return found
 
 
