@@ -15,6 +15,7 @@ from textgym_agents.conformance import FAILS, HOLDS, NOT_ASKED, check, check_nam
 from textgym_agents.lm.offline import passes
 from textgym_agents.lm.sequences import encode_texts, of_rollout, sequence_log_probs
 from textgym_agents.registry import agent_class, make_config
+from turn_tools import ragged
 
 from textgym.preferences import Demonstration, Ranking, write_rankings
 from textgym.rewards import TextGymWarning
@@ -278,6 +279,12 @@ def test_it_passes_every_check_that_applies(source, file):
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         DPOConfig(**settings)
+
+
+def test_preferences_of_a_file_are_refused_where_there_are_turns(tmp_path):
+    task = ragged(most=2, tokens=1)
+    with pytest.raises(ValueError, match="answers in turns; dpo takes episodes of one turn"):
+        DPO(task, DPOConfig(data=str(tmp_path / "pairs.jsonl")))
 
 
 def test_what_it_cannot_do_is_said(env):

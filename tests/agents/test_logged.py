@@ -6,16 +6,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from agents.enumerated import WORDS, count_a
 from agents.mutant_logs import LOG_MUTANTS
 from gymnasium.vector import AutoresetMode
+from lm.tiny_models import tiny_llama
 from textgym_agents import load_agent, make_agent, make_env
+from textgym_agents.algorithms.ilql import ILQL
 from textgym_agents.conformance import FAILS, HOLDS, NOT_ASKED, check, check_names
 from textgym_agents.datasets import play_episodes, write_log
 from textgym_agents.lm import logged
 from textgym_agents.lm.sequences import Sequences
 from textgym_benchmarks import logs
 
-from textgym import TokenVectorEnv
+from textgym import TokenVectorEnv, make_task
 from textgym.solver import edge_log_probs, policy_values, prefix_tree, solve
 from textgym.task import make_reference
 
@@ -60,6 +63,74 @@ def test_the_conservative_term_has_the_gradient_of_the_paper():
 def test_weights_of_a_regression_are_cut_off():
     found = logged.regression_weights(torch.tensor([0.0, 0.5, 9.0]), 0.5, 20.0)
     assert found.tolist() == pytest.approx([1.0, np.e, 20.0])
+
+
+def small_values(scale=3.0, offset=0.5):
+    """An agent that has left its reference and the zeros of its values, in a task with a fifth token, not allowed."""
+    words = {"prompts": ["a b", "c"], "tokenizer": (*WORDS, "<pad>"), "stop": "<end>"}
+    task = make_task("Text", reward=count_a, max_new_tokens=3, beta=0.3, **words)
+    config = ILQL.config_type(device="cpu", advantage_temperature=0.7, minibatches=1)
+    agent, generator = ILQL(task, config, model=tiny_llama(5)), torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in agent.policy.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    agent.value_scale, agent.value_offset = scale, offset
+    return agent
+
+
+@torch.no_grad()
+def plainly(agent, ids):
+    """V(s) and b(s) (B, L, 2), Q(s, .) - b(s) and log pi (B, L, 4) of allowed tokens, by one pass over rows of ids."""
+    own, base = (each.model(ids, output_hidden_states=True) for each in (agent.policy, agent.reference))
+    logs, before = (torch.log_softmax(each.logits[..., :4], -1) for each in (own, base))
+    head = own.hidden_states[-1] @ agent.policy.value_head.weight.T + agent.policy.value_head.bias
+    return agent.value_offset + (agent.value_scale or 1.0) * head, 0.7 * (logs - before), logs
+
+
+@pytest.mark.parametrize("scale", [None, 3.0])
+def test_what_is_known_of_logged_states(scale):
+    agent = small_values(scale)
+    paid = np.array([[0, 0, 1.0, 2.0, 4.0], [0, 8.0, 16.0, 0, 0]])
+    rows = Sequences.of([((0, 1), (0, 2, 3)), ((2,), (1, 3))], 4)
+    found = agent.states(replace(rows, rewards=paid))
+    values, gaps, logs = plainly(agent, torch.tensor([[0, 1, 0, 2, 3], [2, 1, 3, 4, 4]]))
+    at, tokens = ([0, 0, 0, 1, 1], [1, 2, 3, 0, 1]), torch.tensor([0, 2, 3, 1, 3])
+    each = torch.arange(5)
+    want = {
+        "values": values[at][:, 0],
+        "centres": values[at][:, 1],
+        "gaps": gaps[at][each, tokens],
+        "log_sum": gaps[at].exp().sum(1).log(),
+        "greatest": gaps[at].max(1).values,
+        "log_probs": logs[at][each, tokens],
+    }
+    for name, wanted in want.items():
+        torch.testing.assert_close(getattr(found, name).detach(), wanted, atol=1e-5, rtol=1e-4, msg=name)
+    assert found.rewards.tolist() == [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert found.to_go.tolist() == [7.0, 6.0, 4.0, 24.0, 16.0]
+    assert found.last.tolist() == [False, False, True, False, True]
+
+
+@pytest.mark.parametrize("scale", [None, 3.0])
+def test_action_values_of_states_that_it_meets(scale):
+    agent = small_values(scale)
+    env = TokenVectorEnv(agent.task, 4, autoreset_mode=AutoresetMode.DISABLED)
+    found, action_values = agent.action_values(env.reset(seed=0)[0])
+    for row, state in enumerate(env.get_states(range(4))):
+        values, gaps, _ = plainly(agent, torch.tensor([state.prompt.ids]))
+        torch.testing.assert_close(found[row], values[0, -1, 0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(action_values[row, :4], values[0, -1, 1] + gaps[0, -1], atol=1e-5, rtol=1e-4)
+
+
+def test_metrics_of_a_log_are_means_over_its_tokens():
+    agent = small_values()
+    with torch.no_grad():
+        agent.policy.value_head.weight.zero_()
+        agent.policy.value_head.bias.zero_()
+    env = TokenVectorEnv(agent.task, 8, autoreset_mode=AutoresetMode.DISABLED)
+    env.reset(seed=0)
+    batch, _ = agent._batch(env)
+    assert agent._update(batch)["values/v"] == pytest.approx(0.5)  # as it is everywhere at first
 
 
 def test_backups_by_hand():

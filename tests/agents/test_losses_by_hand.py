@@ -20,17 +20,19 @@ from textgym_agents.algorithms.ppo import LMPPO
 from textgym_agents.algorithms.reinforce import Reinforce
 from textgym_agents.algorithms.rloo import RLOO
 from textgym_agents.config import LMPPOConfig
+from textgym_agents.datasets.reading import Recording
 from textgym_agents.lm.critic_free import Resampled, _before
 from textgym_agents.lm.gathered import joined
 from textgym_agents.lm.logged import LoggedStates
 from textgym_agents.lm.maths import Targets
 from textgym_agents.lm.metrics import UpdateMeter
 from textgym_agents.lm.rollout import score_reference, token_kl
+from textgym_agents.lm.sequences import Sequences
 
 from textgym import TokenVectorEnv
 from textgym.state import TokenState
 
-SCALE, WEIGHT, LAM, TAU, ALPHA = 2.0, 0.3, 0.6, 0.8, 0.05
+WEIGHT, LAM, TAU, ALPHA = 0.3, 0.6, 0.8, 0.05
 DATA = ("rewards", "to_go")
 STATES = {
     "rewards": [1.0, 2.0, 0.5],
@@ -44,10 +46,10 @@ STATES = {
 }
 
 
-def losses(kind, **settings):
+def losses(kind, scale, **settings):
     """The losses of an agent in three states, two of a row and one of another; metrics; and the gradients by name."""
     agent = kind(tiny_task(), kind.config_type(device="cpu", **settings), model=tiny_llama(4))
-    agent.value_scale = SCALE
+    agent.value_scale = scale
     leaves = {name: torch.tensor(values, requires_grad=name not in DATA) for name, values in STATES.items()}
     agent.states = lambda batch: LoggedStates(last=torch.tensor([False, True, True]), **leaves)
     found, metrics = agent._losses(None, None)
@@ -63,13 +65,20 @@ def near(found, want):
     np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-7)
 
 
-def test_advantage_weighted_regression():
-    found, metrics, gradients = losses(AWR, value_coefficient=WEIGHT, advantage_temperature=1.5, greatest_weight=4.0)
+# Before the first returns that differ there is no scale: values are in reward units.
+scales = pytest.mark.parametrize("scale", [None, 3.0])
+
+
+@scales
+def test_advantage_weighted_regression(scale):
+    settings = {"value_coefficient": WEIGHT, "advantage_temperature": 1.5, "greatest_weight": 4.0}
+    found, metrics, gradients = losses(AWR, scale, **settings)
+    unit = scale or 1.0
     to_go, values, log_probs = numbers("to_go", "values", "log_probs")
     weights = np.minimum(np.exp((to_go - values) / 1.5), 4.0)
-    errors = (to_go - values) / SCALE
+    errors = (to_go - values) / unit
     near(found, WEIGHT * 0.5 * errors**2 - weights * log_probs)
-    near(gradients["values"], -WEIGHT * errors / SCALE)
+    near(gradients["values"], -WEIGHT * errors / unit)
     near(gradients["log_probs"], -weights)
     assert metrics["loss/values"] == pytest.approx((0.5 * errors**2).sum())
     assert metrics["weights/mean"] == pytest.approx(weights.sum())
@@ -87,7 +96,7 @@ def by_hand(targets, value_losses, value_gradients):
         "gaps": -errors - ALPHA,
         "log_sum": np.full(3, ALPHA),
     }
-    return whole / SCALE**2, {name: each / SCALE**2 for name, each in wanted.items()}
+    return whole, wanted
 
 
 def expectile(errors, tau):
@@ -107,14 +116,16 @@ def of_values(kind):
     return targets, *expectile(centres + greatest - values, 0.5)
 
 
+@scales
 @pytest.mark.parametrize("kind", [MCValues, ILQL, CQL])
-def test_values_of_a_log(kind):
+def test_values_of_a_log(kind, scale):
     settings = {MCValues: {}, ILQL: {"lam": LAM, "expectile": TAU}, CQL: {"lam": LAM}}[kind]
-    found, metrics, gradients = losses(kind, cql_weight=ALPHA, value_coefficient=WEIGHT, **settings)
+    found, metrics, gradients = losses(kind, scale, cql_weight=ALPHA, value_coefficient=WEIGHT, **settings)
     wanted, slopes = by_hand(*of_values(kind))
-    near(found, wanted)
+    square = (scale or 1.0) ** 2
+    near(found, wanted / square)
     for name, leaf in gradients.items():
-        near(np.zeros(3) if leaf is None else leaf, slopes.get(name, np.zeros(3)))
+        near(np.zeros(3) if leaf is None else leaf, slopes.get(name, np.zeros(3)) / square)
     assert metrics["values/v"] == pytest.approx(sum(STATES["values"]))
 
 
@@ -161,6 +172,60 @@ def test_metrics_of_pairs_are_sums_of_rewards():
     assert metrics["rewards/margins"] == pytest.approx(float(chosen - rejected), rel=1e-4)
     assert metrics["rewards/accuracies"] == 0.0
     assert agent._losses(batch, reference + shift)[1]["rewards/accuracies"] == 4.0
+    assert agent._losses(batch, reference)[1]["rewards/accuracies"] == 0.0  # where both are as likely, none is right
+
+
+@pytest.mark.parametrize("settings", [{"label_smoothing": 0.2}, {"loss": "ipo"}])
+def test_losses_of_pairs_have_the_strength_of_beta_over_the_noise(settings):
+    config = DPO.config_type(device="cpu", sampler="policy", beta=0.3, noise=0.2, **settings)
+    agent, env = DPO(tiny_task(), config, model=tiny_llama(4)), an_env()
+    agent.iteration = 0
+    batch, _ = agent._batch(env)
+    reference = agent._score_reference(batch)
+    found, _ = agent._losses(batch, reference - torch.tensor([1.0, 0.5, 0.0, 2.0, -1.0, 1.0, 3.0, 0.0]))
+    differences = np.array([0.5, -2.0, -2.0, 3.0])
+    wanted = 0.8 * np.log1p(np.exp(-1.5 * differences)) + 0.2 * np.log1p(np.exp(1.5 * differences))
+    if "loss" in settings:  # s = 0.3 / (4 * 0.2)
+        wanted = (differences - 4 / 3) ** 2
+    np.testing.assert_allclose(found.detach(), wanted, rtol=1e-4)
+
+
+def test_annotators_disagree_with_the_returns_where_they_prefer_what_pays_less():
+    agent = DPO(tiny_task(), DPO.config_type(device="cpu"), model=tiny_llama(4))
+    agent.iteration = 0
+    agent._annotate = lambda returns, seed: np.argsort(returns, axis=1, kind="stable")
+    batch, metrics = agent._batch(an_env(16))
+    returns = batch.returns.reshape(-1, 2)
+    unequal = returns[:, 0] < returns[:, 1]
+    assert (returns[:, 0] <= returns[:, 1]).all()
+    assert 0 < unequal.mean() < 1
+    assert metrics["data/disagreement"] == unequal.mean()
+
+
+@pytest.mark.parametrize("sampler", ["reference", "policy"])
+def test_pairs_are_written_by_the_reference_or_by_the_policy(sampler):
+    agent, env = DPO(tiny_task(), DPO.config_type(device="cpu", sampler=sampler), model=tiny_llama(4)), an_env()
+    agent.iteration = 0
+    first, _ = agent._batch(env)
+    with torch.no_grad():
+        agent.policy.model.lm_head.weight.neg_()
+    second, _ = agent._batch(env)
+    assert np.array_equal(first.input_ids, second.input_ids) == (sampler == "reference") == agent.offline
+
+
+def test_of_two_recorded_answers_the_better_one_comes_first():
+    agent = DPO(tiny_task(), DPO.config_type(device="cpu", data="unread", noise=1e-9), model=tiny_llama(4))
+    ids, ones = np.array([[1, 0], [1, 1], [1, 2], [1, 3]]), np.ones(4, dtype=np.int64)
+    rewards = np.array([[0, 1], [0, 2], [0, 4], [0, 3]])
+    chosen = agent._select(Recording(Sequences(ids, ones, ones, rewards=rewards)))
+    assert chosen.input_ids[:, 1].tolist() == [1, 0, 2, 3]
+
+
+@pytest.mark.parametrize(("kind", "name"), [(DPO, "pairs"), (ILQL, "logged")])
+def test_whose_prompts_are_learned_from(kind, name):
+    assert kind.config_type().prompts_from == ""
+    assert kind.config_type(**{name: 8}).prompts_from == name
+    assert kind.config_type(data="rows.jsonl").prompts_from == "data"
 
 
 def test_batches_are_played_until_groups_enough_differ():
@@ -178,6 +243,15 @@ def test_batches_are_played_until_groups_enough_differ():
     assert len(set(seeds)) == 3
     assert played([differ, equal, differ, differ], 2).rounds == 2
     assert len(played([four, differ], 10).lengths) == 4
+
+
+@pytest.mark.parametrize("equal_groups", ["keep", "resample"])
+def test_rounds_are_told_where_more_than_one_may_be_played(equal_groups):
+    config = RLOO.config_type(device="cpu", batch=8, equal_groups=equal_groups, epochs=1, minibatches=1)
+    agent = RLOO(tiny_task(), config, model=tiny_llama(4))
+    metrics = first_metrics(agent, an_env())
+    assert metrics["episode"] == 8 * agent.rounds
+    assert metrics.get("val/rounds") == (agent.rounds if equal_groups == "resample" else None)
 
 
 def test_the_value_loss_of_reinforce_is_half_a_square():

@@ -220,8 +220,10 @@ def test_two_clip_ranges_by_hand():
     [
         (RLOO, {"batch": 10}, "batch=10: allowed is a multiple of group=4"),
         (RLOO, {"group": 1}, "group=1"),
+        (RLOO, {"group": 3}, "group=3: allowed is a divisor of 256 without a batch"),
         (RLOO, {"kl": "k2"}, "kl='k2'"),
         (GRPO, {"kl": "k2"}, "kl='k2'"),
+        (GRPO, {"most_rounds": 3}, "most_rounds=3: allowed is 10 without equal_groups='resample'"),
         (Reinforce, {"kl": "k2", "reward_to_go": False}, "kl='k2'"),
         (GRPO, {"batch": 12}, "batch=12: allowed is a multiple of group=8"),
         (GRPO, {"clip_high": 0.0}, "clip_high=0.0"),
@@ -235,6 +237,11 @@ def test_two_clip_ranges_by_hand():
 def test_bad_settings_are_named(kind, settings, message):
     with pytest.raises(ValueError, match=message):
         kind.config_type(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"group": 2}, {"group": 3, "batch": 18}])
+def test_groups_that_fit_into_a_batch_are_taken(settings):
+    assert RLOO.config_type(**settings).group == settings["group"]
 
 
 def test_groups_that_do_not_fit_into_the_environment_are_refused(env):

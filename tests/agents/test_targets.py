@@ -1,5 +1,9 @@
 """What losses aim at, by hand: returns, advantages and weights of the KL from a rollout of two short episodes."""
 
+from copy import copy
+from dataclasses import replace
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +23,8 @@ from textgym_agents.lm.critic_free import (
     sequence_weights,
     standardised,
 )
-from textgym_agents.lm.rollout import Rollout
+from textgym_agents.lm.devices import Devices
+from textgym_agents.lm.rollout import Rollout, micro_batches
 
 from textgym.lm.categorical import divergence, sample, states_at_once
 from textgym.solver import policy_values
@@ -176,15 +181,20 @@ ROWS = np.concatenate(
 )
 
 
-def grouped(kind, kl="k3", rows=ROWS, **settings):
+@cache
+def agent_and_completions(kind):
+    agent = small_agent(kind, kl="k3", group=4)
+    return agent, full_rollout(agent)[0]
+
+
+def grouped(kind, rows=ROWS, **settings):
     """An agent's targets for six groups of four of all completions, the returns (6, 4), and the rollout."""
-    agent = small_agent(kind, kl=kl, group=4, **settings)
-    rollout = take(full_rollout(agent)[0], rows)
+    agent, every = map(copy, agent_and_completions(kind))
+    agent.config, rollout = replace(agent.config, **settings), take(every, rows)
     returns = np.bincount(rollout.rows, rollout.rewards).reshape(-1, 4)
     return agent._targets(rollout, np.zeros(len(rollout.rows))), returns, rollout
 
 
-@pytest.mark.slow
 def test_the_weight_of_the_kl_follows_grpo_s_advantages():
     beta = tiny_task().beta * 3 / 4  # a mean that holds the completion itself shrinks the gradient
     found, returns, rollout = grouped(GRPO)
@@ -200,7 +210,6 @@ def test_the_weight_of_the_kl_follows_grpo_s_advantages():
     assert found.weights is None
 
 
-@pytest.mark.slow
 def test_equal_groups_do_not_count_where_they_are_dropped():
     same = np.concatenate([np.full(4, 3), ROWS[4:]])
     beta = tiny_task().beta * 3 / 4
@@ -215,6 +224,66 @@ def test_equal_groups_do_not_count_where_they_are_dropped():
     # All groups alike: nothing to divide by.
     alike = grouped(GRPO, rows=np.full(24, 3), divide_by_std=True, equal_groups="drop")[0]
     assert alike.kl_weight == pytest.approx(beta)
+
+
+def test_groups_that_only_cost_have_no_mean_to_divide_by():
+    costs = ROWS[16:]
+    found, returns, _ = grouped(GRPO, rows=costs, divide_by_mean=True)
+    assert returns.mean(1).max() < 0
+    assert found.kl_weight == pytest.approx(tiny_task().beta * 3 / 4)
+    assert not found.advantages.any()
+
+
+def one_token_rows(rewards):
+    """As many completions of one token as there are rewards."""
+    count = len(rewards)
+    each = {"rows": np.arange(count), "rewards": np.array(rewards), "lengths": np.ones(count, dtype=np.int64)}
+    zeros = {name: np.zeros(count, dtype=np.int64) for name in ("columns", "steps", "bootstrap")}
+    ended = {"truncated": np.zeros(count, dtype=bool), "stopped": np.ones(count, dtype=bool)}
+    return two_rows(**each, **zeros, **ended)
+
+
+def test_of_two_ranks_rounds_the_first_groups_that_differ_are_trained_on():
+    agent = copy(agent_and_completions(RLOO)[0])
+    agent.group, agent.devices = 2, Devices(0, 2)
+    agent.config = replace(agent.config, equal_groups="drop")
+    # Eight groups: the first rank's two rounds of two, and then the second rank's. Groups 1 and 4 are equal.
+    rewards = [0.0, 1.0] * 8
+    rewards[2:4] = rewards[8:10] = [1.0, 1.0]
+    rollout = replace(one_token_rows(rewards), rounds=2)
+    # They were played in the order 0, 1, 4, 5 and then 2, 3, 6, 7; a batch has four.
+    assert agent._trained(rollout, agent._targets(rollout, np.zeros(16))).tolist() == [0, 1, 10, 11, 4, 5, 6, 7]
+    agent.config = replace(agent.config, equal_groups="keep")
+    assert agent._trained(rollout, agent._targets(rollout, np.zeros(16))).tolist() == list(range(16))
+
+
+@pytest.mark.parametrize(("surrogate", "low", "high"), [("clip", 0.9, 1.3), ("cispo", 0.0, 1.3), ("gspo", 0.0, np.inf)])
+def test_the_range_outside_of_which_a_ratio_counts_as_clipped(surrogate, low, high):
+    below = {} if surrogate == "cispo" else {"clip_low": 0.1}
+    agent = small_agent(GRPO, surrogate=surrogate, aggregation="sequence", clip_high=0.3, **below)
+    assert agent.clip_range == pytest.approx((low, high))
+
+
+def test_gspo_weighs_a_completion_s_advantage_by_the_mean_ratio_of_its_tokens():
+    agent, every = map(copy, agent_and_completions(GRPO))
+    agent.config = replace(agent.config, surrogate="gspo", aggregation="sequence", clip_low=0.1, clip_high=0.5)
+    rollout = take(every, np.array([0, 5, 20, 38, 45, 70]))
+    ratios = torch.tensor([1.4, 1.6, 1.6, 0.95, 0.85, 0.85])
+    advantages = torch.tensor([1.0, 0.5, -1.0, -1.0, -0.5, 2.0])
+    kept = torch.tensor([1.4, 0.0, -1.6, -0.95, 0.0, 1.7])  # what rises may be 1.5 at most, what falls 0.9 at least
+    rows = torch.tensor(rollout.rows)
+    older = replace(rollout, log_probs=rollout.log_probs - ratios.log()[rows])
+    (part,) = micro_batches(older, np.arange(6), 6)
+    found, out = agent._weighted(part, older, advantages[rows])
+    torch.testing.assert_close(found, kept[rows], rtol=1e-4, atol=1e-6)
+    assert int(out) == rollout.lengths[[1, 2, 4, 5]].sum()
+
+
+def test_rloo_s_loss_is_clipped_by_the_ratio_to_the_policy_that_sampled():
+    agent = agent_and_completions(RLOO)[0]
+    old = torch.tensor([-1.0, -2.0, -0.5, -3.0])
+    ratio, advantages = torch.tensor([1.5, 1.5, 0.5, 1.1]), torch.tensor([1.0, -1.0, -2.0, 2.0])
+    assert agent._policy_loss(old + ratio.log(), old, advantages).tolist() == pytest.approx([-1.2, 1.5, 1.6, -2.2])
 
 
 def test_sequences_weigh_alike_where_grpo_aggregates_them():

@@ -41,12 +41,6 @@ def test_agents_that_compare_whole_episodes_refuse_luck(agent):
         make_agent(agent, env, make_config(agent_class(agent), {}))
 
 
-def test_preferences_of_a_file_are_refused_where_there_are_turns(tmp_path):
-    task = ragged(most=2, tokens=1)
-    with pytest.raises(ValueError, match="answers in turns; dpo takes episodes of one turn"):
-        DPO(task, DPOConfig(data=str(tmp_path / "pairs.jsonl")))
-
-
 def test_preferences_are_learned_from_by_the_policys_tokens_alone():
     env = TokenVectorEnv(ragged(), 8, autoreset_mode=AutoresetMode.DISABLED)
     agent = DPO(env.task, DPOConfig(batch=8, device="cpu"))
