@@ -65,7 +65,7 @@ class GroupAgent(OnPolicyAgent):
         rows = super()._trained(rollout, targets)
         if self.config.equal_groups == "keep":
             return rows
-        chosen = (self._unequal(rollout)[:, None] * self.group + np.arange(self.group)).ravel()
+        chosen = self._unequal(rollout)[:, None] * self.group + np.arange(self.group)  # (M, group)
         return chosen[np.isin(chosen, rows)]
 
     def _unequal(self, rollout: Rollout) -> Ints:
