@@ -345,6 +345,20 @@ def test_a_loss_with_a_bonus_for_entropy_and_weights_of_tokens():
     torch.testing.assert_close(found["plain"], wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_a_loss_with_the_exact_kl_of_its_state():
+    agent = tiny_agent(kl="exact")
+    rollout = take(full_rollout(agent)[0], np.array([0, 20, 45, 70]))
+    at, (own, base) = (rollout.rows, rollout.columns), (agent.policy.model, agent.reference.model)
+    logs, before = (torch.log_softmax(each(rollout.input_ids).logits[at], -1).detach() for each in (own, base))
+    kl = (logs.exp() * (logs - before)).sum(-1)
+    targets = replace(agent._targets(rollout, kl.double().numpy()), kl_weight=0.7)
+    features = agent.policy.features(rollout.input_ids, *map(torch.tensor, at))
+    scored, meter = score_reference(agent.reference, rollout, 100, True), UpdateMeter()
+    meter.start(len(kl))
+    found = agent._loss(features, torch.arange(len(kl)), rollout, targets, scored, meter)
+    torch.testing.assert_close(found.detach(), 0.7 * kl - targets.advantages, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("tokens", "gamma"), [(None, 0.6), (1, 0.6), (0, None)])
 def test_the_learning_rate_settles_in_the_first_iteration(tokens, gamma, monkeypatch):
     agent, calls = small_agent(LMPPO, tiny_task(gamma=0.6), batch=8), []
