@@ -1,5 +1,7 @@
 """Behaviour cloning: its loss, where its data come from, and that it becomes what it imitates."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,8 @@ from agents.groups import flat_gradient, small_agent
 from textgym_agents import make_agent, make_env
 from textgym_agents.algorithms.behaviour_cloning import BehaviourCloning, BehaviourCloningConfig
 from textgym_agents.conformance import FAILS, check, check_names
-from textgym_agents.lm.sequences import of_rollout
+from textgym_agents.datasets.reading import Recording
+from textgym_agents.lm.sequences import Sequences, of_rollout
 
 from textgym.preferences import Demonstration, Ranking, write_demonstrations, write_rankings
 from textgym.solver import policy_values, solve
@@ -80,6 +83,25 @@ def test_without_demonstrations_there_is_nothing_to_learn_from(env):
         BehaviourCloningConfig(demonstrations=0)
     with pytest.raises(ValueError, match="demonstrations=20: allowed is 5000 without data=None"):
         BehaviourCloningConfig(demonstrations=20, data="rows.jsonl")
+
+
+@pytest.mark.parametrize(("best_of", "wanted"), [("log", [0, 1]), ("prompt", [0, 3])])
+def test_the_best_are_of_the_whole_log_or_of_each_prompt(best_of, wanted):
+    agent = small_agent(BehaviourCloning, data="unread.jsonl", best_share=0.5, best_of=best_of)
+    texts = Sequences.of([([0], [1]), ([0], [2]), ([1], [1]), ([1], [2])], 0)
+    returns = np.array([[0.0, 4.0], [0.0, 3.0], [0.0, 1.0], [0.0, 2.0]])
+    chosen = agent._select(Recording(replace(texts, rewards=returns)))
+    assert chosen.returns.tolist() == returns[wanted, 1].tolist()
+
+
+def test_which_share_is_named():
+    for share in (0.0, 1.5, 2.0):
+        with pytest.raises(ValueError, match=rf"best_share={share}: allowed is a number in \(0, 1\]"):
+            BehaviourCloningConfig(best_share=share, data="rows.jsonl")
+    with pytest.raises(ValueError, match=r"best_share=0\.5: allowed is 1\.0 without logged episodes"):
+        BehaviourCloningConfig(best_share=0.5)
+    with pytest.raises(ValueError, match="best_of='prompt': allowed is 'log' without best_share below 1"):
+        BehaviourCloningConfig(best_of="prompt", data="rows.jsonl")
 
 
 @pytest.mark.long

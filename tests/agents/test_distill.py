@@ -1,6 +1,7 @@
 """Distillation: each divergence by hand and by enumeration, the teacher as its optimum, and who may teach."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from textgym_agents import load_agent, make_agent, make_env
 from textgym_agents.algorithms.distill import Distill, DistillConfig
 from textgym_agents.conformance import FAILS, NOT_ASKED, check, check_names
 from textgym_agents.exact.objective import EnumeratedPolicy, edge_mass
+from textgym_agents.lm.metrics import UpdateMeter
 
 from textgym import TokenVectorEnv
 from textgym.lm.categorical import divergence
@@ -122,6 +124,27 @@ def test_at_the_teacher_nothing_is_left_to_learn(kind, mix, tmp_path):
     agent = Distill(tiny_task(), config, model=tiny_llama(4, seed=5))
     rollout, probabilities = full_rollout(agent)
     assert expected_gradient(agent, rollout, probabilities).abs().max() < 1e-6
+
+
+def test_what_a_step_measures(tmp_path):
+    agent = small_agent(Distill, teacher=taught(tmp_path))
+    rollout, _ = full_rollout(agent)
+    listed = [(one.completion, own, aim) for one, own, aim in beside(agent, agent.teacher)]
+    # As if every token had been written with probability 1 / 2: the ratios are twice the policy's probabilities.
+    written = replace(rollout, log_probs=torch.full((len(rollout.rows),), math.log(0.5)))
+    targets, meter = agent._targets(written, np.zeros(len(rollout.rows))), UpdateMeter()
+    meter.start(len(rollout.rows))
+    agent._loss(rollout.features, torch.arange(len(rollout.rows)), written, targets, torch.zeros(0), meter)
+    meter.finish(1.0)
+    found = meter.means()
+    ratios = torch.cat([2 * own.detach()[range(len(tokens)), tokens].exp() for tokens, own, _ in listed])
+    losses = torch.cat([divergence(own.detach(), aim, "reverse") for _, own, aim in listed])
+    entropies = torch.cat([-(own.exp() * own).sum(-1).detach() for _, own, _ in listed])
+    assert found["val/ratio"] == pytest.approx(float(ratios.mean()), rel=1e-5)
+    assert found["loss/policy_avg"] == pytest.approx(float(losses.mean()), rel=1e-4)
+    assert found["policy/entropy_avg"] == pytest.approx(float(entropies.mean()), rel=1e-5)
+    assert found["loss/value_avg"] == found["policy/clipfrac_avg"] == 0  # no critic, and nothing is clipped
+    assert ratios.min() < 1 < ratios.max()
 
 
 def test_a_policy_whose_tokens_are_cut_cannot_follow_forward():

@@ -36,6 +36,14 @@ def test_a_threshold_is_of_what_was_paid_and_not_of_the_kl():
     assert charged[best].min() > 0.25
 
 
+def test_rounding_does_not_keep_a_completion_below_the_threshold():
+    agent = small_agent(Rejection, group=4, keep=2, threshold=0.1 + 0.2)  # 0.30000000000000004
+    rollout = take(full_rollout(agent)[0], np.array([40, 40, 40, 40]))
+    rollout.rewards[:] = 0.0
+    rollout.rewards[np.cumsum(rollout.lengths) - 1] = [0.2, 0.3, 0.299999, 0.1]
+    assert agent._targets(rollout, np.zeros(len(rollout.rows))).rows.tolist() == [1]
+
+
 def test_the_loss_is_the_negative_likelihood_of_what_is_imitated():
     agent = small_agent(Rejection, group=4)
     rollout = take(full_rollout(agent)[0], np.array([7, 30, 50, 70]))
