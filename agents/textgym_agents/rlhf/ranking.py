@@ -259,7 +259,7 @@ def reliability(margins: Floats, bins: int = 10) -> list[Bin]:
     """
     confidence, right = 1 / (1 + np.exp(-np.abs(margins))), in_order(margins)
     edges = np.linspace(0.5, 1.0, bins + 1)
-    place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    place = np.searchsorted(edges[1:-1], confidence, side="left")
     result = []
     for number, (low, high) in enumerate(pairwise(edges.tolist())):
         chosen = place == number

@@ -125,6 +125,8 @@ def test_ranking_loss_adds_the_centering():
         pairwise_loss(scores, margin=margin) + 0.1 * centering_loss(scores),
     )
     torch.testing.assert_close(ranking_loss(scores, kind="plackett_luce"), plackett_luce_loss(scores))
+    # Without it scores may be so great that their squares are infinite.
+    assert ranking_loss(tensor([1e200, 0.0])).tolist() == [0.0]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_ranking_loss_adds_the_centering():
         (lambda: pairwise_loss(torch.zeros(3)), r"scores: the shape is \(3,\), allowed is \(G, K\)"),
         (lambda: pairwise_loss(torch.zeros(3, 1)), r"\(3, 1\)"),
         (lambda: pairwise_loss(torch.zeros(1, 2), torch.ones(1, 2)), "mask: torch.float32.*torch.bool"),
-        (lambda: pairwise_loss(torch.zeros(1, 2), torch.tensor([[True, False]])), "at least two answers"),
+        (lambda: pairwise_loss(torch.zeros(2, 2), torch.tensor([[True, False], [True, True]])), "at least two answers"),
         (lambda: pairwise_loss(torch.zeros(2, 2), margin=torch.zeros(1)), r"margin.*\(1,\).*\(2,\)"),
         (lambda: ranking_loss(torch.zeros(1, 2), kind="listwise"), "kind='listwise': one of"),
         (

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,12 @@ from textgym_agents.rlhf.ranking import (
     measure_rankings,
     ranking_margins,
     reliability,
+    score_answers,
+    shifted,
 )
 from textgym_agents.training.measures import prompts_of
+
+from textgym.estimates import Estimate
 
 
 def sigmoid(x):
@@ -64,6 +69,10 @@ def test_an_empty_bin_has_no_means():
     assert bins[0].confidence is None
 
 
+def test_without_pairs_the_calibration_error_is_not_known():
+    assert math.isnan(calibration_error(reliability(np.array([]))))
+
+
 def test_a_calibrated_model_has_no_calibration_error():
     assert calibration_error(reliability(simulated(40_000, 1.0))) < 0.01
 
@@ -82,7 +91,10 @@ def test_correlations_with_length_by_hand():
     assert spearman == pytest.approx(1.0)
     # ranks with ties: 1.5, 1.5, 3 against 3, 2, 1 -> covariance -1.5, squares 1.5 and 2
     assert length_correlation([4.0, 4.0, 5.0], [30, 20, 10])[1] == pytest.approx(-1.5 / math.sqrt(1.5 * 2))
-    assert length_correlation([1.0, 2.0], [7, 7]) == (None, None)
+    # ranks 2, 2, 2, 4, 5 against 1, 2, 3, 4, 5 -> covariance 8, squares 8 and 10
+    assert length_correlation([0.0, 0.0, 0.0, 1.0, 9.0], [1, 2, 3, 4, 8])[1] == pytest.approx(8 / math.sqrt(8 * 10))
+    assert length_correlation([0.0, 1.0], [2, 1]) == (pytest.approx(-1.0), pytest.approx(-1.0))
+    assert length_correlation([1.0, 2.0], [7, 7]) == length_correlation([7.0, 7.0], [1, 2]) == (None, None)
 
 
 def test_the_interval_of_the_accuracy_has_the_width_of_a_binomial():
@@ -90,6 +102,12 @@ def test_the_interval_of_the_accuracy_has_the_width_of_a_binomial():
     got = accuracy_interval(right, np.arange(2000), seed=0)
     assert got.mean == right.mean()
     assert got.high - got.low == pytest.approx(2 * 1.96 * math.sqrt(0.7 * 0.3 / 2000), rel=0.1)
+
+
+def test_rankings_that_differ_have_the_quantiles_of_a_binomial():
+    # Of ten fair coins P(X <= 1) = 11 / 1024 < 0.025 < P(X <= 2) = 56 / 1024.
+    got = accuracy_interval(np.repeat([0.0, 1.0], 5), np.arange(10), seed=0)
+    assert (got.mean, got.low, got.high) == pytest.approx((0.5, 0.2, 0.8))
 
 
 def test_pairs_of_one_ranking_are_drawn_together():
@@ -174,3 +192,22 @@ def test_prompts_that_agree_do_not_make_the_accuracy_certain():
     thirds = measure_rankings([[1.0, 2.0, 0.0]] * 10, [[1, 2, 3]] * 10)  # two of three pairs, in every ranking
     assert thirds["accuracy_low"] == pytest.approx(2 / 3 - 0.3)
     assert thirds["accuracy_high"] == pytest.approx(2 / 3 + 0.3)
+    tied = measure_rankings([[1.0, 1.0, 2.0]] * 10, [[1, 2, 3]] * 10)  # a tie and two wrong pairs, in every ranking
+    assert tied["accuracy_low"] == 0.0
+    assert tied["accuracy_high"] == pytest.approx(1 / 6 + 0.3)
+
+
+def test_a_shifted_estimate_moves_with_its_ends():
+    assert shifted(Estimate(1.0, 0.5, 3.0), 2.0) == Estimate(3.0, 2.5, 5.0)
+
+
+def test_an_answer_that_came_to_its_end_ends_with_the_first_stop_token():
+    def reward(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        assert (prompts, completions) == (["p", "q"], ["one", "three"])
+        return [len(text) + sum(ids) for text, ids in zip(completions, completion_ids, strict=True)]
+
+    answers = [("p", "one", True), ("q", "three", False)]
+    assert score_answers(reward, answers, [10, 100]).tolist() == [13.0, 5.0]
+    assert score_answers(reward, answers, []).tolist() == [3.0, 5.0]
+    with pytest.raises(ValueError, match="zip"):
+        score_answers(reward, [("p", "one", True), ("q", "three")], [10])

@@ -27,10 +27,10 @@ from textgym.world import MODEL_PATH
 
 
 def test_calibration_gives_the_proxy_mean_and_spread_of_gold():
-    proxy, gold = np.array([[0.0, 2.0]]), np.array([[5.0, 6.0]])
+    proxy, gold = np.array([[0.0, 4.0]]), np.array([[5.0, 6.0]])
     found = calibrate(proxy, gold)
-    # Spread 1 against 0.5; mean 1 * 0.5 + 5 = 5.5.
-    assert found == {"scale": pytest.approx(0.5), "offset": pytest.approx(5.0)}
+    # Spread 2 against 0.5; mean 2 * 0.25 + 5 = 5.5.
+    assert found == {"scale": pytest.approx(0.25), "offset": pytest.approx(5.0)}
 
 
 def test_a_proxy_that_says_nothing_is_not_scaled():
