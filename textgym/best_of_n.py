@@ -146,7 +146,7 @@ def _log_tilts(returns: Floats, deviations: Floats, log_masses: Floats, n: int) 
     with np.errstate(divide="ignore", invalid="ignore", under="ignore"):
         share = np.exp(np.minimum(own - up_to, 0.0))
         factor = np.where(share > 0, np.log(-np.expm1(n * np.log1p(-share)) / share), math.log(n))
-        tilts = np.where(np.isneginf(up_to), -np.inf, (n - 1) * up_to + factor)
+        tilts = (n - 1) * up_to + factor
     result = np.empty(len(returns))
     result[order] = np.repeat(tilts, np.diff(np.append(starts, len(returns))))
     return result
@@ -305,7 +305,7 @@ def rank_shares(count: int, n: int) -> Floats:
     """
     k = np.arange(count + 1, dtype=np.float64)
     factors = (k[:, None] - np.arange(n)) / (count - np.arange(n))
-    return np.asarray(np.prod(np.clip(factors, 0.0, 1.0), axis=1))
+    return np.asarray(np.prod(np.maximum(factors, 0.0), axis=1))
 
 
 def best_of_n(proxy: Floats, gold: Floats, weights: Floats, n: int, seed: int = 0) -> BestOfNEstimate:
