@@ -70,7 +70,7 @@ DROPPED = (
     "bool",
 )  # x.f() becomes x
 UNCHANGED = (ast.Raise, ast.Assert, ast.JoinedStr, ast.Import, ast.ImportFrom)
-NOT_MATHEMATICS = ("_repr_html_", "__str__")
+NOT_MATHEMATICS = ("_repr_html_", "__str__", "draw_reliability")
 UNCHANGED_FIELDS = {"annotation", "returns", "decorator_list", "defaults", "kw_defaults"}
 NOT_SHOWN_ALONE = (ast.Tuple, ast.List, ast.Slice, ast.UnaryOp, ast.Attribute, ast.Constant, ast.keyword)
 
