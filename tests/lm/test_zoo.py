@@ -81,8 +81,9 @@ def largest_error(model, seed=0, played=play):
             -1
         )
     errors.append((scored - torch.cat(want)).abs().max())
-    prefix = alone(model, ids[0], 9)  # and a row does not know its own future
-    errors.append((prefix - want[0][:9]).abs().max())
+    known = min(9, int(final[0]) - 1)
+    prefix = alone(model, ids[0], known)  # and a row does not know its own future
+    errors.append((prefix - want[0][:known]).abs().max())
     return float(torch.stack(errors).nan_to_num(nan=torch.inf).max())
 
 
