@@ -151,18 +151,19 @@ def are_integers(values: object) -> TypeGuard[tuple[int, ...]]:
     return all(each is int or (issubclass(each, int | np.integer) and each is not bool) for each in kinds)
 
 
-def token_counts(observation: Mapping[str, NDArray[np.generic]]) -> Ints:
-    """Return the number of tokens of each of B states, prompts included, (B,).
-
-    Raises: ValueError for the observation of a single environment, which has no axis of states.
-    """
-    mask = observation["attention_mask"]
-    if np.ndim(mask) != 2:
+def check_batch(observation: Mapping[str, NDArray[np.generic]]) -> None:
+    """Raise ValueError for the observation of a single environment, which has no axis of states."""
+    if np.ndim(mask := observation["attention_mask"]) != 2:
         raise ValueError(
             f"observation: attention_mask has shape {np.shape(mask)}, allowed is a batch (B, L); of a single "
             "environment's observation, {name: values[None] for name, values in observation.items()} makes a batch of 1"
         )
-    return np.asarray(np.count_nonzero(mask, axis=1))
+
+
+def token_counts(observation: Mapping[str, NDArray[np.generic]]) -> Ints:
+    """Return the number of tokens of each of B states, prompts included, (B,). Raises: as `check_batch` does."""
+    check_batch(observation)
+    return np.asarray(np.count_nonzero(observation["attention_mask"], axis=1))
 
 
 def did_you_mean(name: object, allowed: Iterable[str]) -> str:

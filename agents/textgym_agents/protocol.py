@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.checks import Floats, Ints, shown, token_counts
+from textgym.checks import Floats, Ints, check_batch, shown, token_counts
 from textgym.lm.reference import Reference
 from textgym.play import draw
 from textgym.state import ENVIRONMENT, PROMPT, Prompt, TokenState
@@ -181,14 +181,15 @@ def token_rows(observation: Observation) -> list[tuple[int, ...]]:
 def prompt_lengths(observation: Observation) -> Ints:
     """Return the number of prompt tokens of each state, (B,).
 
-    Raises: ValueError for observations without `segment_ids`.
+    Raises: ValueError for observations without `segment_ids`, and as `check_batch` does.
     """
+    check_batch(observation)
     if "segment_ids" not in observation:
         raise ValueError(
             "observation: has no segment_ids, which say where the prompt ends; make the environment with segments=True"
         )
     prompt = (observation["segment_ids"] == PROMPT) & (observation["attention_mask"] != 0)
-    return token_counts({"attention_mask": prompt})
+    return np.asarray(np.count_nonzero(prompt, axis=1))
 
 
 class StateFinder:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from textgym.checks import first_line, token_counts
+from textgym.checks import check_batch, first_line
 from textgym.files import read_json
 from textgym.lm.reference import Reference, UniformReference
 from textgym.registry import Factory
@@ -87,7 +87,7 @@ class _FixedAgent(NonLearner, DrawingAgent):
 
     def log_probs(self, observation: Observation) -> NDArray[np.floating]:
         """See `Agent.log_probs`."""
-        token_counts(observation)  # refuses a single state, which a uniform policy would take for a batch
+        check_batch(observation)
         return self._policy.log_probs(observation)
 
 

@@ -12,7 +12,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor, nn
 
-from textgym.checks import Bools, Floats, Ints, not_one_of, token_counts
+from textgym.checks import Bools, Floats, Ints, check_batch, not_one_of
 from textgym.episodes import observation_space
 from textgym.lm.causal import CausalLM
 from textgym.lm.reference import Reference, restricted
@@ -185,7 +185,7 @@ class Interface:
 
     def inputs(self, observation: Observation, device: torch.device) -> PyTorchObs:
         """Return what the model's policy reads in B states: features (B, H), or tokens and mask (B, L)."""
-        token_counts(observation)  # refuses a single state
+        check_batch(observation)
         if self._config.lm_features:
             assert isinstance(self._acting, CausalLM)
             return torch.as_tensor(self._acting.features(observation), device=device)
