@@ -211,14 +211,19 @@ class Scorer:
         return terms
 
     def _scores(self, terms: dict[str, Values], count: int, faults: Faults) -> Scores:
-        table = np.array(list(terms.values()), np.float64)
+        lists = list(terms.values())
+        table = np.array(lists, np.float64)
         arrays = dict(zip(terms, table, strict=True))
-        totals = _sum(table)
-        if math.isfinite(sum(totals)) and not faults:
+        try:
+            totals = _sum(lists)
+            plain = math.isfinite(sum(totals)) and not faults
+        except TypeError:  # a term abstained
+            plain = False
+        if plain:
             return Scores(np.array(totals), arrays)
         for name, values in terms.items():
             find_faults(values, name, faults)
-        totals = _sum(np.where(np.isnan(table), 0.0, table))
+        totals = _sum(np.where(np.isnan(table), 0.0, table).tolist())
         find_faults(list(totals), self.name, faults)
         total = np.array(totals)
         if faults:
@@ -284,12 +289,12 @@ def scorers_restored(*scorers: Scorer | None) -> Iterator[None]:
             scorer.load_state_dict(state)
 
 
-def _sum(table: Floats) -> list[float]:
-    """Add rows (K, B) up, the first one first; what overflows becomes inf, for the caller to find.
+def _sum(lists: Sequence[Values]) -> list[float]:
+    """Add K lists of B values up, the first one first; what overflows becomes inf, for the caller to find.
 
     Python's numbers do so without a warning, and for a few texts faster than numpy, which would have to be told.
     """
-    total, *others = cast("list[list[float]]", table.tolist())
+    total, *others = cast("list[list[float]]", lists)
     for each in others:
         total = list(map(add, total, each))
     return total

@@ -6,10 +6,8 @@ only as a whole, word by word; anything else is a stray sentence.
 
 import random
 import re
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Final, NamedTuple
 
 from textgym.world import facts
@@ -265,6 +263,8 @@ def split_sentences(text: str) -> list[str]:
 
 def _understand(sentence: str) -> tuple[Claim | Step | str | None, bool]:
     """Read a sentence, or else the part after its lead; return the meaning, and whether it was the latter."""
+    if sentence.split(" ", 1)[0] not in _FIRST_WORDS:
+        return None, False
     meaning = read_sentence(sentence)
     if meaning is None and (rest := without_lead(sentence)) is not None:
         meaning = read_sentence(rest)
@@ -305,7 +305,8 @@ def read(text: str) -> ReadAnswer:
     return ReadAnswer(*said, polite=opened or closed, rude=rude)
 
 
-_BETWEEN: Final = "\udfff"  # three bytes, which no decoded text has
+_BETWEEN: Final = "\udfff"  # which no decoded text has
+_BETWEEN_BYTES: Final = _BETWEEN.encode("utf-8", "surrogatepass")
 
 
 def read_all(texts: Sequence[str]) -> list[ReadAnswer]:
@@ -315,17 +316,15 @@ def read_all(texts: Sequence[str]) -> list[ReadAnswer]:
     rude word is in it. Bytes are searched several times as fast as texts with letters beyond Latin ones.
     """
     joined = _BETWEEN.join(texts).encode("utf-8", "surrogatepass").lower()
-    ends = list(accumulate(len(part) + 3 for part in joined.split(_BETWEEN.encode("utf-8", "surrogatepass"))))
-    if len(ends) != len(texts):  # a text has the character that separates them
+    if joined.count(_BETWEEN_BYTES) != len(texts) - 1:  # a text has the character that separates them
         return list(map(read, texts))
     found = [read(text) if text.split(" ", 1)[0] in _FIRST_WORDS or not text else STRAY for text in texts]
     for mark in _SUSPECT:
-        at = joined.find(mark)
+        at, place, counted = joined.find(mark), 0, 0
         while at >= 0:
+            place, counted = place + joined.count(_BETWEEN_BYTES, counted, at), at
             # A rude word is one between spaces: "ugh" is, in "though" it is not.
-            if mark in _BREAKS or not joined[at - 1 : at].isalpha():
-                place = bisect_right(ends, at)
-                if found[place] is STRAY:
-                    found[place] = read(texts[place])
+            if (mark in _BREAKS or not joined[at - 1 : at].isalpha()) and found[place] is STRAY:
+                found[place] = read(texts[place])
             at = joined.find(mark, at + 1)
     return found

@@ -80,13 +80,13 @@ class WorldRules(TermReward):
         if "completion_ids" not in columns:
             raise ValueError(f"column 'completion_ids' is missing; given: {', '.join(columns) or 'none'}")
         keys, nothing = self._keys(prompts, columns), (0.0,) * len(self.term_names)
-        strays = [self._kind_of.get(key or "") in self.strays_earn_nothing for key in keys]
-        pairs = zip(strays, read_all(completions), completions, keys, columns["completion_ids"], strict=True)
         rows = [
             nothing
-            if stray and reading is STRAY
+            if reading is STRAY and self._kind_of.get(key or "") in self.strays_earn_nothing
             else self._row(text, reading, key, bool(ids) and ids[-1] in self.stop_ids)
-            for stray, reading, text, key, ids in pairs
+            for text, reading, key, ids in zip(
+                completions, read_all(completions), keys, columns["completion_ids"], strict=True
+            )
         ]
         split = map(list, zip(*rows, strict=True)) if rows else ([],) * len(self.term_names)
         return dict(zip(self.term_names, split, strict=True))
