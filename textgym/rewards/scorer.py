@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import numpy as np
 
-from textgym.checks import Floats, JsonObject, TextGymWarning, check_choice, check_number, users_line
+from textgym.checks import JsonObject, TextGymWarning, check_choice, check_number, users_line
 from textgym.rewards.base import Columns, RewardError, Scores, Values
 from textgym.rewards.calling import Caller, Faults, check_batch, copy_columns, find_faults
 from textgym.rewards.compose import Pay
