@@ -195,6 +195,17 @@ def test_the_wrong_order_of_wrappers_is_refused() -> None:
         wrappers.TopKActions(top, 2)
 
 
+def test_the_reference_is_paid_for_once() -> None:
+    task = word_task(reference=bigram())
+    single = wrappers.ReferenceReward(TokenEnv(task))
+    rows = wrappers.VectorReferenceReward(TokenVectorEnv(task, 2))
+    for again in (lambda: wrappers.ReferenceReward(single), lambda: wrappers.VectorReferenceReward(rows)):
+        with pytest.raises(TypeError, match="ReferenceReward is around it already"):
+            again()
+    with pytest.raises(TypeError, match="VectorReferenceReward is around it already"):
+        wrappers.VectorReferenceReward(RecordEpisodeStatistics(rows))
+
+
 def test_n_tokens_lie_in_no_more_than_n_minus_1_dimensions() -> None:
     rows, allowed = np.random.default_rng(0).standard_normal((8, 16)), np.arange(8) < 6
     assert np.ptp(_principal(rows, 5, allowed)[allowed], axis=0).min() > 0.1

@@ -98,6 +98,16 @@ class Bonus:
         return np.asarray(self.beta * np.maximum(taken, self.floor))
 
 
+def _refuse_second(env: Env | RowsEnv) -> None:
+    """Raise TypeError for an environment that pays for the reference already: it would discount and pay twice."""
+    layer: object = env
+    while layer is not None:
+        if isinstance(layer, ReferenceReward | VectorReferenceReward):
+            name = type(layer).__name__
+            raise TypeError(f"env: {name} is around it already; allowed is one, whose beta may be any number")
+        layer = vars(layer).get("env")
+
+
 class ReferenceReward(SingleWrapper):
     """Pay gamma^t r_t + beta log pi_ref(a | s) instead of r_t; gamma is the task's.
 
@@ -111,8 +121,8 @@ class ReferenceReward(SingleWrapper):
         beta: reward units per nat; None takes the task's.
         reference: None takes the task's.
         floor: nats; a token that the reference (almost) never writes counts as if it were this likely.
-    Raises: TypeError for an environment that is not TextGym's, or whose actions are not tokens; ValueError for a beta
-        or floor out of range.
+    Raises: TypeError for an environment that is not TextGym's, has this wrapper already, or whose actions are not
+        tokens; ValueError for a beta or floor out of range.
     """
 
     pays_discounted = True
@@ -121,6 +131,7 @@ class ReferenceReward(SingleWrapper):
         self, env: Env, beta: float | None = None, reference: Reference | None = None, floor: float = FLOOR
     ) -> None:
         super().__init__(env)
+        _refuse_second(env)
         self.reference = reference_of(env, reference)
         self.beta = self.task.beta if beta is None else beta
         self._bonus = Bonus(self.reference, self.beta, floor, self.task.vocabulary.allowed)
@@ -159,6 +170,7 @@ class VectorReferenceReward(RowsWrapper):
     ) -> None:
         refuse_together(env, "VectorReferenceReward")
         super().__init__(env)
+        _refuse_second(env)
         self.reference = reference_of(env, reference)
         self.beta = self.task.beta if beta is None else beta
         self._bonus = Bonus(self.reference, self.beta, floor, self.task.vocabulary.allowed)
