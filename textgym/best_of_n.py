@@ -72,14 +72,14 @@ def best_of_n_edges(tree: PrefixTree, log_reference: tuple[Floats, ...], n: int,
 
     Raises:
         ValueError: n is no integer >= 1; completions have probabilities under the reference that do not sum to 1.
-        UnsolvableError: see `noise_deviation`; or the noise is too small to be integrated.
+        UnsolvableError: see `noise_deviation`; or n is too large, or the noise too small, to integrate.
     Source: Beirami et al. (2024), arXiv:2401.01879, with levels of the return where texts tie.
     """
     check_count("n", n, unit="samples")
     refuse_turns(tree.task, "best-of-n")
     every = trajectories(tree, log_reference, None, gamma)
     deviations = np.asarray(noise_deviation(tree.task) * np.power(gamma, every.length - 1.0))
-    tilts = np.empty(len(every.prompt))
+    tilts, gap = np.empty(len(every.prompt)), 0.0
     order = np.argsort(every.prompt, kind="stable")
     for own in np.split(order, np.flatnonzero(np.diff(every.prompt[order])) + 1):
         logs = every.log_probability[own]
@@ -89,7 +89,8 @@ def best_of_n_edges(tree: PrefixTree, log_reference: tuple[Floats, ...], n: int,
             raise ValueError(
                 f"log_reference: completions of prompt {text!r:.80} have probability {mass:.6f}; allowed is 1"
             )
-        tilts[own] = _log_tilts(every.returns[own], deviations[own], logs, n)
+        gap = max(gap, abs(mass - 1))
+        tilts[own] = _log_tilts(every.returns[own], deviations[own], logs - math.log(mass), n)
     # log E_ref[P(y) / p(y)] of what follows a state tilts the edge that leads there, as exp(R / beta) does in pi*.
     result: list[Floats] = []
     after = np.zeros(0)
@@ -102,10 +103,11 @@ def best_of_n_edges(tree: PrefixTree, log_reference: tuple[Floats, ...], n: int,
         logs = log_reference[depth - 1] + own_tilts
         after = log_sum(logs, above)
         result.insert(0, normalised(logs, above))
-    if np.abs(after).max() > 1e-9:
+    worst = float(after[np.abs(after).argmax()])
+    if abs(worst) > 1e-9 + 2 * gap:
         raise UnsolvableError(
-            f"task {tree.task.name!r}: the probabilities of best-of-{n} sum to {math.exp(after.max())!r}, "
-            f"not to 1 within 1e-9; allowed is noise that is not so much smaller than the returns"
+            f"task {tree.task.name!r}: the probabilities of best-of-{n} sum to {math.exp(worst)!r}, not to 1; allowed "
+            "is a smaller n, or noise that is not so much smaller than the returns"
         )
     return tuple(result)
 
