@@ -32,7 +32,7 @@ from textgym.task import make_task
 from textgym.vocab import load_vocabulary
 
 TASK = "textgym/Bandit-v0"
-FEW, MANY = 28, 5000  # one edit of each kind of folder, and all others
+FEW, MANY, PARTS = 28, 5000, 20  # one edit of each kind of folder; all others, in parts for several processes
 QUICK = "benchmarks.fake_cells:quick"
 TEMPLATE = "{% for m in messages %}[CLS] {{ m['content'] }} [SEP]{% endfor %}"
 # Agents with every kind of file, and settings that keep them small.
@@ -216,6 +216,8 @@ def test_an_edited_folder_is_read_or_refused_in_one_line(kinds: dict[str, Kind],
 
 
 @pytest.mark.sweep
-def test_five_thousand_edits(kinds: dict[str, Kind], tmp_path: Path) -> None:
-    found = problems(kinds, tmp_path, MANY, FEW)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_five_thousand_edits(kinds: dict[str, Kind], tmp_path: Path, part: int) -> None:
+    count = MANY // PARTS
+    found = problems(kinds, tmp_path, count, FEW + part * count)
     assert not found, "\n".join(found)
