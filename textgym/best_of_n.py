@@ -90,7 +90,7 @@ def best_of_n_edges(tree: PrefixTree, log_reference: tuple[Floats, ...], n: int,
                 f"log_reference: completions of prompt {text!r:.80} have probability {mass:.6f}; allowed is 1"
             )
         gap = max(gap, abs(mass - 1))
-        tilts[own] = _log_tilts(every.returns[own], deviations[own], logs - math.log(mass), n)
+        tilts[own] = _log_tilts(every.returns[own], deviations[own], logs, n)
     # log E_ref[P(y) / p(y)] of what follows a state tilts the edge that leads there, as exp(R / beta) does in pi*.
     result: list[Floats] = []
     after = np.zeros(0)
