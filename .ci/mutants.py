@@ -1,10 +1,11 @@
 """Put one small mistake at a time into the mathematics, and see whether the tests notice.
 
-`python .ci/mutants.py` tries every mutant of the modules in mutants.toml, `--sample 300` as many, chosen by `--seed`;
-words choose those whose name holds one of them, and `--list` shows them. Results go to build/mutants, so that a run
-that was stopped goes on. A mutant that no test kills stands in mutants.toml with the reason: as equivalent or as a
-survivor. Exits with 1 if one does not, if one that stands there is killed, or if fewer than 95% of those that are not
-equivalent are killed.
+`python .ci/mutants.py` tries every mutant of the modules in mutants.toml, or of those of their functions that it
+names; `--sample 300` tries as many, chosen by `--seed`; words choose those whose name holds one of them, and `--list`
+shows them. Results go to build/mutants, so that a run that was stopped goes on, with the mutants whose module or tests
+have changed since. A mutant that no test kills stands in mutants.toml with the reason: as equivalent or as a survivor.
+Exits with 1 if one does not, if one that stands there is killed, or if fewer than 95% of those that are not equivalent
+are killed.
 
 Everything is imported once. A mutant is a fork of that process in which the code of one function, or one constant, is
 replaced; it runs the tests that come to the changed lines, as `coverage` has seen them, the quickest of a file first.
@@ -36,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STORE = ROOT / "build" / "mutants"
 LISTED = tomllib.loads((ROOT / ".ci" / "mutants.toml").read_text())
 MODULES = {path: group["tests"] for group in LISTED["modules"] for path in group["paths"]}
+FUNCTIONS = {path: group["functions"] for group in LISTED["modules"] for path in group["paths"] if "functions" in group}
 # As they were when everything was imported, whoever edits them while mutants run.
 SOURCES = {
     file: (ROOT / file).read_bytes() for file in {*MODULES, *(test for tests in MODULES.values() for test in tests)}
@@ -70,7 +72,7 @@ DROPPED = (
     "bool",
 )  # x.f() becomes x
 UNCHANGED = (ast.Raise, ast.Assert, ast.JoinedStr, ast.Import, ast.ImportFrom)
-NOT_MATHEMATICS = ("_repr_html_", "__str__", "draw_reliability")
+NOT_MATHEMATICS = ("_repr_html_", "__str__", "draw_reliability", "FOLDER", "Problem")
 UNCHANGED_FIELDS = {"annotation", "returns", "decorator_list", "defaults", "kw_defaults"}
 NOT_SHOWN_ALONE = (ast.Tuple, ast.List, ast.Slice, ast.UnaryOp, ast.Attribute, ast.Constant, ast.keyword)
 
@@ -163,14 +165,14 @@ class Mutant:
 
 
 def owners(tree: ast.Module) -> Iterator[tuple[tuple[str, ...], ast.stmt]]:
-    """Yield functions, methods and private constants."""
+    """Yield functions, methods and constants."""
     for node in tree.body:
         match node:
             case ast.FunctionDef():
                 yield (node.name,), node
             case ast.ClassDef():
                 yield from (((node.name, each.name), each) for each in node.body if isinstance(each, ast.FunctionDef))
-            case ast.Assign(targets=[ast.Name(id=name)]) if name.startswith("_"):
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr()):
                 yield (name,), node
 
 
@@ -178,7 +180,7 @@ def mutants(path: str) -> Iterator[Mutant]:
     """Yield all mutants of a module."""
     tree, seen = ast.parse(SOURCES[path]), Counter[str]()
     for owner, root in owners(tree):
-        if owner[-1] in NOT_MATHEMATICS:
+        if owner[-1] in NOT_MATHEMATICS or owner[0] not in FUNCTIONS.get(path, owner):
             continue
         statements: dict[ast.AST, ast.stmt] = {root: root}
         parents: dict[ast.AST, ast.AST] = {}
@@ -200,7 +202,7 @@ def mutants(path: str) -> Iterator[Mutant]:
                 name = f"{path}:{'.'.join(owner)}: {before} -> {after}"
                 seen[name] += 1
                 name += f" ({seen[name]})" if seen[name] > 1 else ""
-                everywhere = range(10**6) if isinstance(root, ast.Assign) else lines
+                everywhere = lines if isinstance(root, ast.FunctionDef) else range(10**6)
                 yield Mutant(path, owner, everywhere, name, tree, slot, new)
 
 
@@ -335,7 +337,7 @@ def main() -> None:
     for each in chosen:
         sources = b"".join(SOURCES[file] for file in (each.path, *MODULES[each.path]))
         state, known = hashlib.sha256(sources).hexdigest(), results.get(each.name, {})
-        if known.get("end") != "killed" and known.get("state") != state:
+        if known.get("state") != state:
             result = results[each.name] = tried(each) | {"state": state}
             with kept.open("a") as file:
                 file.write(json.dumps(result) + "\n")

@@ -173,7 +173,7 @@ def distillation_losses(
     if tokens is not None:
         others = log_probs.scatter(1, tokens, -torch.inf).clamp(min=_NEVER).logsumexp(1, keepdim=True)
         log_probs = torch.cat([log_probs.gather(1, tokens), others], 1)
-        targets = torch.cat([targets, (1 - targets.sum(1, keepdim=True)).clamp(min=0)], 1)
+        targets = torch.cat([targets, 1 - targets.sum(1, keepdim=True)], 1)
     cross_entropy = -torch.where(targets > 0, targets * log_probs, 0.0).sum(-1)
     return cross_entropy, (values - outcomes).square()
 

@@ -23,9 +23,9 @@ def seen_of(state, task):
 def test_the_losses_by_hand():
     logits = torch.tensor([[0.0, 0.0, -torch.inf], [1.0, 0.0, 0.0]])
     targets = torch.tensor([[0.25, 0.75, 0.0], [1.0, 0.0, 0.0]])
-    policy, value = distillation_losses(logits, torch.tensor([1.0, 3.0]), targets, torch.tensor([2.0, 0.0]))
+    policy, value = distillation_losses(logits, torch.tensor([1.0, 3.0]), targets, torch.tensor([4.0, 1.0]))
     np.testing.assert_allclose(policy, [np.log(2), np.log(np.e + 2) - 1], rtol=1e-6)
-    assert value.tolist() == [1.0, 9.0]
+    assert value.tolist() == [9.0, 4.0]
 
 
 def test_tokens_beyond_the_candidates_are_one_event():
