@@ -282,7 +282,7 @@ def test_every_agent_shows_its_settings_as_flags_of_train(capsys, agent):
 def test_completion_knows_every_command(capsys, shell):
     code, text, _ = run(capsys, "completion", shell)
     assert code == 0
-    assert all(re.search(rf"\b{name}\b", text) for name in COMMANDS)
+    assert all(re.search(rf"\b{name}\b", text) for name in (*COMMANDS, "version", "debug"))
     assert "Helpful-v0" in text
 
 

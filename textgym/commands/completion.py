@@ -18,6 +18,7 @@ from textgym.registry import AGENTS, COMMANDS, TASKS
 Shell = Literal["bash", "zsh", "fish"]
 _FLAG: Final = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 _WORD: Final = re.compile(r"[\w.+@/:-]+")
+_GLOBAL: Final = ("--debug", "--help", "--version")  # in place of a command, or before it
 
 # Bash's, which zsh reads by its own bashcompinit. A word that is no flag and no value of --agent is an id or a file.
 _BASH: Final = """\
@@ -90,13 +91,14 @@ def script(shell: Shell, flags: Mapping[str, Sequence[str]], agents: Iterable[st
     if shell == "fish":
         return "".join(f"{line}\n" for line in _fish(flags, agents, ids))
     cases = "\n".join(f'            {name}) words="{" ".join(own)}" ;;' for name, own in flags.items())
-    text = _BASH.format(commands=" ".join(flags), agents=" ".join(agents), ids=" ".join(ids), cases=cases)
+    text = _BASH.format(commands=" ".join((*flags, *_GLOBAL)), agents=" ".join(agents), ids=" ".join(ids), cases=cases)
     return text if shell == "bash" else _ZSH + text
 
 
 def _fish(flags: Mapping[str, Sequence[str]], agents: Iterable[str], ids: Iterable[str]) -> Iterable[str]:
     first = "complete -c textgym -n __fish_use_subcommand"
     yield f"{first} -f -a '{' '.join(flags)}'"
+    yield from (f"{first} -l {flag.removeprefix('--')}" for flag in _GLOBAL)
     yield f"complete -c textgym -n 'not __fish_use_subcommand' -a '{' '.join(ids)}'"
     for name, own in flags.items():
         behind = f"complete -c textgym -n '__fish_seen_subcommand_from {name}'"
