@@ -47,7 +47,8 @@ MOST = 8.0  # seconds of CPU that a mutant's tests take without it: file by file
 # Checks of whole agents, which take most of the time.
 LEFT_OUT = "passes or test_28 or test_33 or committed_optimum or any_registered or covers"
 PYTEST = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", f"not ({LEFT_OUT})"]
-PYTEST += ["-m", "not slow and not long and not sweep"]
+FAST, ALSO_SLOW = ["-m", "not slow and not long and not sweep"], ["-m", "not long and not sweep"]
+SLOW = {test for group in LISTED["modules"] if group.get("slow") for test in group["tests"]}
 
 SWAPS: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
     ast.Add: (ast.Sub,), ast.Sub: (ast.Add,), ast.Mult: (ast.Div,), ast.Div: (ast.Mult,), ast.Pow: (ast.Mult,),
@@ -154,7 +155,14 @@ class Mutant:
         if len(self.lines) > 10**5:
             changed = dict(vars(module))
             exec(code, changed)
-            setattr(module, self.owner[0], changed[self.owner[0]])
+            # All constants, of which one may be made from another.
+            for owner in (owner[0] for owner, root in owners(self.tree) if not isinstance(root, ast.FunctionDef)):
+                old = getattr(module, owner)
+                if isinstance(old, dict):  # tests have it by name
+                    old.clear()
+                    old.update(changed[owner])
+                elif owner == self.owner[0]:
+                    setattr(module, owner, changed[owner])
             return
         for name in self.owner:
             code = next(each for each in code.co_consts if isinstance(each, types.CodeType) and each.co_name == name)
@@ -180,7 +188,7 @@ def mutants(path: str) -> Iterator[Mutant]:
     """Yield all mutants of a module."""
     tree, seen = ast.parse(SOURCES[path]), Counter[str]()
     for owner, root in owners(tree):
-        if owner[-1] in NOT_MATHEMATICS or owner[0] not in FUNCTIONS.get(path, owner):
+        if owner[-1] in NOT_MATHEMATICS or {owner[0], ".".join(owner)}.isdisjoint(FUNCTIONS.get(path, owner)):
             continue
         statements: dict[ast.AST, ast.stmt] = {root: root}
         parents: dict[ast.AST, ast.AST] = {}
@@ -249,7 +257,7 @@ def reached(file: str) -> dict[str, Any]:
         cover = coverage.Coverage(data_file=None, include=[str(ROOT / each) for each in MODULES], config_file=False)
         watch = Watch(cover)
         cover.start()
-        code = pytest.main([*PYTEST, file], plugins=[watch])
+        code = pytest.main([*PYTEST, *(ALSO_SLOW if file in SLOW else FAST), file], plugins=[watch])
         cover.stop()
         lines = {path: cover.get_data().contexts_by_lineno(str(ROOT / path)) for path in MODULES}
         kept.write_text(json.dumps({"seconds": watch.seconds, "lines": lines}))
@@ -278,7 +286,7 @@ def tried(mutant: Mutant) -> dict[str, Any]:
 
     def work() -> int:
         mutant.install()
-        return int(pytest.main([*PYTEST, *seconds]))
+        return int(pytest.main([*PYTEST, *ALSO_SLOW, *seconds]))
 
     end, taken = forked(work, 10 + 4 * usual) if seconds else ("survived", 0.0)
     return {"name": mutant.name, "end": end, "seconds": round(taken, 2), "tests": len(seconds)}

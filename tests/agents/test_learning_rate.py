@@ -156,7 +156,8 @@ def test_the_rate_follows_what_was_moved_and_where_within_bounds(
     toward = (4 * correlation + 124 * 0.35) / 128  # of 128 episodes 124 are missing
     assert (rate, followed) == pytest.approx((1e-5 * (factor or (toward / moved) ** 0.5), toward))
     assert f"moved the policy by {moved:.3g} nats a sequence, wanted are {toward:.3g} " in why
-    assert f"times {toward:.3g}: log-ratios and scores correlate by {correlation:.3g} in 4 episodes, and 0.35 " in why
+    said = f"times {toward:.3g}: log-ratios and scores correlate by {correlation:.3g} in 4 episodes, and 0.35 "
+    assert said + "is taken for 124 more; " in why
 
 
 def learner(**given):
@@ -184,8 +185,91 @@ def written(rewards, gamma=1.0, rounds=1, times=1):
 @pytest.mark.parametrize(("reward", "toward"), [([1.0, 0.0, 1.0, 0.0], 2 / 5**0.5), ([0.0, 1.0, 0.0, 1.0], 0.1)])
 def test_a_correlation_of_128_episodes_is_taken_as_it_is(reward, toward):
     log_ratios = np.tile([3.0, -2.0, -1.0, 2.0, 0.0], 32)
-    rate, followed, _ = settled(learner(), RLOOConfig(update_kl=2.0), 1.0, written(reward, times=32), log_ratios)
+    rate, followed, why = settled(learner(), RLOOConfig(update_kl=2.0), 1.0, written(reward, times=32), log_ratios)
     assert (rate, followed) == pytest.approx((1e-5 * (toward / 0.75) ** 0.5, toward))
+    assert "more" not in why
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        ("constant", [1, 1, 1, 1, 1]),
+        ("linear", [1, 0.775, 0.55, 0.1, 0.1]),
+        ("cosine", [1, 0.55 + 0.45 / 2**0.5, 0.55, 0.1, 0.1]),
+    ],
+)
+def test_schedules_by_hand(schedule, shares):
+    config = RLOOConfig(schedule=schedule)
+    assert [rate_at(config, episodes, 100) for episodes in (0, 25, 50, 100, 150)] == pytest.approx(shares)
+    assert rate_at(config, 0, 0) == rate_at(config, 0, 1) == 1
+    assert rate_at(config, 1, 1) == pytest.approx(shares[3])
+
+
+def test_a_warm_up_rises_with_each_episode_and_the_schedule_follows():
+    config = RLOOConfig(schedule="linear", warmup=0.2)
+    shares = [rate_at(config, episodes, 100) for episodes in (0, 9, 18, 19, 20, 60)]
+    assert shares == pytest.approx([0.05, 0.5, 0.95, 1.0, 0.82, 0.46])
+    # Where an episode is more than the warm-up, it is over at once.
+    assert [rate_at(config, 0, budget) for budget in (0, 1, 4)] == [1.0, 1.0, 1.0]
+
+
+def test_the_first_update_that_moves_anything_had_the_share_of_the_iteration_before():
+    agent = learner(iteration=4, episodes=256, budget=640)
+    config, move = RLOOConfig(schedule="linear", update_kl=2.0), np.tile([3.0, -2.0, -1.0, 2.0, 0.0], 16)
+    paid = written([1.0, 0.0, 1.0, 0.0], times=16)
+    settle(agent, config, 1.0, paid, lambda: move)
+    share = 1 - 0.9 * 192 / 640
+    wanted = settled(learner(iteration=4, episodes=256, budget=640), config, 1.0, paid, move, share)
+    assert (agent.learning_rate, agent.toward, agent.chosen) == wanted
+    assert agent.correlation == agent.toward
+
+
+def test_a_rate_that_was_not_settled_is_not_followed():
+    agent = learner(learning_rate=2e-5)
+    settle(agent, RLOOConfig(), 1.0, written([1.0, 0.0, 1.0, 0.0]), lambda: pytest.fail("asked"))
+    assert (agent.learning_rate, agent.toward) == (2e-5, 0.0)
+
+
+def test_several_rounds_of_small_batches_replace_the_correlation_once():
+    agent = learner(toward=0.1, correlation=0.1)
+    moves = np.tile([3.0, -2.0, -1.0, 2.0, 0.0], 64)
+    settle(agent, RLOOConfig(batch=64), 1.0, written([1.0, 0.0, 1.0, 0.0], rounds=4, times=64), lambda: moves)
+    assert agent.toward == agent.correlation == pytest.approx(2 / 5**0.5)
+
+
+def test_a_move_that_is_the_same_for_all_says_nothing_of_scores():
+    every = np.array([0.5, 0.5, 1.0, 1.0, 1.0])
+    _, toward, why = settled(learner(), RLOOConfig(), 1.0, written([1.0, 0.0, 1.0, 0.0]), every)
+    assert toward == pytest.approx(124 * 0.35 / 128)
+    assert "correlate by 0 in 4" in why
+
+
+@pytest.mark.parametrize(("epochs", "minibatches", "steps"), [(1, 2, 2), (2, 4, 8), (4, 4, 8)])
+def test_each_step_of_a_batch_is_worth_an_eighth(epochs, minibatches, steps):
+    config = RLOOConfig(update_kl=2.0, epochs=epochs, minibatches=minibatches)
+    moves = np.tile([3.0, -2.0, -1.0, 2.0, 0.0], 64)
+    rate, _, why = settled(learner(), config, None, written([1.0, 0.0, 1.0, 0.0], times=64), moves)
+    assert rate == pytest.approx(1e-5 * (2.0 * steps / 8 / 0.75) ** 0.5)
+    assert "times 1: no reward is learned from; times 1: 256 episodes" in why
+    assert (f"times {steps}/8" in why) == (steps < 8)
+
+
+@pytest.mark.parametrize(("rounding", "moved"), [(0.75 / 4, 0.5625), (0.75 / 3.9, None)])
+def test_a_move_counts_from_four_times_the_rounding_on(rounding, moved):
+    agent, paid = learner(rounding=rounding), written([1.0, 0.0, 1.0, 0.0])
+    rate, toward, _ = settled(agent, RLOOConfig(update_kl=64.0), 1.0, paid, np.array([3.0, -2.0, -1.0, 2.0, 0.0]))
+    assert rate == (1e-5 if moved is None else pytest.approx(1e-5 * (toward / moved) ** 0.5))
+
+
+def test_what_the_other_devices_play_counts():
+    both = SimpleNamespace(world=2, gather_array=lambda own: np.concatenate([own, own]))
+    agent = learner(toward=0.1, correlation=0.1, devices=both)
+    settle(agent, RLOOConfig(batch=128), 1.0, written([1.0] * 4, times=16), lambda: pytest.fail("asked"))
+
+
+def test_no_more_than_four_nats_are_believed():
+    assert rates._share(64, 4.5, 2048) == rates._share(64, 4.0, 2048) == 0.5
+    assert rates._share(64, 0.001, 0) == pytest.approx(0.25 * 1.024)
 
 
 def test_in_small_batches_the_rate_rises_with_the_correlation_and_never_falls():

@@ -24,6 +24,7 @@ from textgym_agents.datasets.off_policy import (
 )
 from textgym_benchmarks.ope import LogPool, between
 
+from textgym.estimates import Estimate, resampled_counts
 from textgym.solver.tree import per_state
 from textgym.solver.values import evaluate_edges
 
@@ -135,6 +136,64 @@ def test_unvisited_tokens_have_the_mean_of_their_state():
     # the deviations are widened by sqrt(4 / 3), and the quantiles between two values are 0.95 of the way.
     far = 0.95 * 0.4 * (4 / 3) ** 0.5
     assert (estimate.low, estimate.high) == pytest.approx((4.4 - far, 4.4 + far))
+    # Of three, 4, 4.8 and 4.8, with the mean 68 / 15: a twentieth of the way from the lowest, and the highest.
+    estimate = fitted_interval(log, np.array([[2, 0, 2, 0], [0, 2, 0, 2], [0, 2, 0, 2]]))
+    ends = np.array([4.04, 4.8]) - 68 / 15
+    assert (estimate.low, estimate.high) == pytest.approx(tuple(4.4 + ends * (4 / 3) ** 0.5))
+
+
+def two_prompts():
+    """Prompt 0 is answered by a c, a d and b, prompt 3 by e; behind a is state 1. See the numbers below."""
+    unused = (8, 9)
+    return Logged(
+        np.array([2, 2, 1, 1]),
+        np.array([[0, 1], [0, 1], [0, unused[0]], [3, unused[1]]]),
+        np.array([[0, 2], [0, 3], [1, unused[0]], [4, unused[1]]]),
+        np.array([[1.0, 2.0], [1.0, 5.0], [4.0, 0.0], [10.0, 0.0]]),
+        np.log([[0.6, 0.25], [0.6, 0.75], [0.4, 1.0], [1.0, 1.0]]),
+        np.zeros((4, 2)),
+        np.zeros(4),
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "values", "action_values"),
+    [
+        # V(1) = 0.25 * 2 + 0.75 * 5 = 4.25, Q(a) = 1 + 4.25, V(0) = 0.6 * 5.25 + 0.4 * 4 = 4.75.
+        (
+            [1, 1, 1, 1],
+            [[4.75, 4.25], [4.75, 4.25], [4.75, 0], [10, 0]],
+            [[5.25, 2], [5.25, 5], [4, 0], [10, 0]],
+        ),
+        # Without d, it is worth what c is: V(1) = 2, Q(a) = 3.
+        ([1, 0, 1, 1], [[3.4, 2], [3.4, 2], [3.4, 0], [10, 0]], [[3, 2], [3, 2], [4, 0], [10, 0]]),
+        # Without a, it is worth what b is, and so is what comes behind it.
+        ([0, 0, 1, 1], [[4, 4], [4, 4], [4, 0], [10, 0]], [[4, 4], [4, 4], [4, 0], [10, 0]]),
+        # A prompt that was never fitted has the mean of the others.
+        (
+            [1, 1, 1, 0],
+            [[4.75, 4.25], [4.75, 4.25], [4.75, 0], [4.75, 0]],
+            [[5.25, 2], [5.25, 5], [4, 0], [4.75, 0]],
+        ),
+        # Only prompt 3 is known; then a pair of episodes that count for three and one.
+        ([0, 0, 0, 2], [[10, 10], [10, 10], [10, 0], [10, 0]], [[10, 10], [10, 10], [10, 0], [10, 0]]),
+        ([3, 1, 4, 0], [[4.75, 4.25], [4.75, 4.25], [4.75, 0], [4.75, 0]], [[5.25, 2], [5.25, 5], [4, 0], [4.75, 0]]),
+    ],
+)
+def test_fitted_q_by_hand(counts, values, action_values):
+    found = fitted_q(two_prompts(), np.array(counts, dtype=np.float64)[:, None])
+    assert found[0][:, :2, 0].tolist() == [pytest.approx(row) for row in values]
+    assert found[0][:, 2, 0].tolist() == [0] * 4
+    assert found[1][:, :, 0].tolist() == [pytest.approx(row) for row in action_values]
+
+
+def test_each_half_is_judged_by_what_the_other_fits(every):
+    values, action_values = cross_fitted(every)
+    odd = np.arange(len(every.lengths)) % 2
+    for half in (0, 1):
+        fitted = fitted_q(every, 1.0 * (odd != half)[:, None], 10.0)
+        np.testing.assert_array_equal(values[odd == half], fitted[0][odd == half, :, 0])
+        np.testing.assert_array_equal(action_values[odd == half], fitted[1][odd == half, :, 0])
 
 
 def test_the_interval_of_fitted_q_holds_its_estimate_though_every_resample_is_lower():
@@ -173,6 +232,9 @@ def test_effective_samples_by_hand():
     assert effective_samples(Terms(np.array([1.0, 2, 3, 4]), ones), ones) == pytest.approx((2 * 2) ** 2 / 5)
     assert effective_samples(Terms(np.full(3, 2.0), np.ones(3)), np.array([2.0, 1, 1])) == pytest.approx(16 / 6)
     assert effective_samples(Terms(np.zeros(3), np.ones(3)), np.zeros(3)) == 0.0
+    # Of a ratio of 1 the episodes move -1, -1 and 2 away; the median is -1.
+    assert effective_samples(Terms(np.array([0.0, 1, 5]), np.array([1.0, 2, 3])), np.ones(3)) == 1.0
+    assert effective_samples(Terms(np.zeros(3), np.ones(3)), np.array([1e200, 1e200, 0])) == 2.0
 
 
 def test_bernstein_by_hand():
@@ -183,6 +245,12 @@ def test_bernstein_by_hand():
     width = math.sqrt(2 * 0.25 * (950 / 949) * math.log(40) / 950)
     assert bernstein_bound(turns) == pytest.approx(0.5 - width - 7 * math.log(40) / (3 * 949))
     assert bernstein_bound(np.ones(3)) == 0.0
+    # In twice the unit it is twice as much.
+    assert bernstein_bound(np.full(1000, 2.0)) == pytest.approx(2 - 14 * math.log(40) / (3 * 949))
+    assert bernstein_bound(np.full(1000, 1e-3)) == pytest.approx(1e-3 * (1 - 7 * math.log(40) / (3 * 949)))
+    assert bernstein_bound(np.ones(59)) == pytest.approx(1 - 7 * math.log(40) / (3 * 56))  # two choose, 57 bound
+    # One draw that is far away among those that choose: they choose the least cut, a sixteenth of it.
+    assert bernstein_bound(np.append(1000.0, np.ones(999))) == pytest.approx(1 - 7 * 62.5 * math.log(40) / (3 * 949))
 
 
 def test_the_bound_holds_where_weights_have_a_heavy_tail():
@@ -196,6 +264,23 @@ def test_the_lower_bound_is_on_shifted_returns(every):
     assert lower_bound(paid, -3.0) == pytest.approx(lower_bound(every, 0.0) - 3)
     with pytest.raises(ValueError, match=r"minimum=-2: a return in the log is -3"):
         lower_bound(paid, -2.0)
+
+
+def one_step(returns, ratios=1.0):
+    """A log of episodes of one token with these returns, and ratios pi / pi_b."""
+    count = len(returns)
+    log_policy = np.log(np.broadcast_to(ratios, count))[:, None]
+    alone = np.ones(count, dtype=np.int64), np.zeros((count, 1), dtype=np.int64), np.arange(count)[:, None]
+    return Logged(*alone, np.array(returns)[:, None], log_policy, np.zeros((count, 1)), np.zeros(count))
+
+
+def test_the_lower_bound_by_hand():
+    far = 7 * math.log(40) / (3 * 949)  # as for the mean of 1,000 ones
+    assert lower_bound(one_step([2.0] * 1000), 1.0) == pytest.approx(1 + 1 - far)
+    assert lower_bound(one_step([2.0] * 1000, 0.5), -1.0) == pytest.approx(-1 + 1.5 * (1 - far))
+    assert lower_bound(one_step([1.0, 3.0] * 1000), 1.0, 2) == pytest.approx(1 + 1 - far)
+    # Rounding may put a return under the least one.
+    assert lower_bound(one_step([0.5 - 1e-12] * 100), 0.5) == 0.5
 
 
 def test_the_studentised_interval_is_that_of_a_plain_bootstrap():
@@ -218,6 +303,21 @@ def test_the_studentised_interval_is_that_of_a_plain_bootstrap():
     assert (plain.low, plain.high) == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])))
 
 
+def test_a_resample_without_spread_is_left_out_of_the_studentised_interval():
+    generator = np.random.default_rng(2)
+    tops, bottoms = generator.normal(size=30), generator.uniform(0.5, 1.5, 30)
+    counts = generator.multinomial(30, np.full(30, 1 / 30), 200)
+    found, _ = ratio_intervals(Terms(tops, bottoms), counts)
+    again, _ = ratio_intervals(Terms(tops, bottoms), np.append(counts, 30 * np.eye(30), axis=0))
+    assert again == found
+    small, _ = ratio_intervals(Terms(1e-14 * tops, bottoms), counts)
+    assert (small.low, small.high) == pytest.approx((1e-14 * found.low, 1e-14 * found.high), rel=1e-6, abs=0)
+    # Where all say the same, there is no spread at all; of two, neither resample has one.
+    twice = 2 * np.eye(2)
+    assert ratio_intervals(Terms(np.full(2, 3.0), np.ones(2)), twice)[0] == Estimate(3.0, 3.0, 3.0)
+    assert ratio_intervals(Terms(np.array([0.0, 1]), np.ones(2)), twice)[0] == Estimate(0.5, 0.5, 0.5)
+
+
 @pytest.fixture(scope="module")
 def sampled(pool, policy):
     rows = np.random.default_rng(0).choice(len(pool.lengths), 400, p=pool.probability)
@@ -238,7 +338,28 @@ def test_what_is_judged_and_what_is_not_known(sampled, policy):
     far = np.where(sampled.edges[:, :1] == sampled.edges[0, 0], 20.0, -20.0) * (np.arange(3) == 0)
     few = judge(replace(sampled, log_policy=sampled.log_logged + far * np.array([[1.0]] + [[0.1]] * 399)))
     assert few["importance sampling"].estimate is None
-    assert few["importance sampling"].why == "fewer than 10 effective samples"
+    for name in ("importance sampling", "fitted Q"):
+        assert few[name].estimate is None
+        assert few[name].why == "fewer than 10 effective samples"
+
+
+def test_ten_effective_samples_are_enough_and_none_are_none():
+    ten = judge(one_step([0.0, 1.0] * 5))
+    assert {each.effective_samples for each in ten.values()} == {10.0}
+    assert all(each.estimate is not None for each in ten.values())
+    # Of eleven, one that the policy never writes leaves ten.
+    with np.errstate(divide="ignore"):
+        one_never = judge(one_step([0.0, 1.0] * 5 + [1.0], [1.0] * 10 + [0.0]))
+        assert one_never["fitted Q"].effective_samples == 10.0
+        none = judge(one_step([0.0, 1.0] * 10, 0.0))
+    assert {each.effective_samples for each in none.values()} == {0.0}
+    assert all(each.estimate is None for each in none.values())
+
+
+def test_intervals_are_studentised_and_of_fitted_q_those_of_200_resamples(sampled):
+    counts, found = resampled_counts(np.random.default_rng([0, 12]), 400), judge(sampled)
+    assert found["fitted Q"].estimate == fitted_interval(sampled, counts[:200])
+    assert found["importance sampling"].estimate == ratio_intervals(importance_sampling(sampled), counts)[0]
 
 
 def test_a_sum_of_log_probs_allows_whole_trajectories_only(sampled):
@@ -246,6 +367,9 @@ def test_a_sum_of_log_probs_allows_whole_trajectories_only(sampled):
     known = {name for name, each in judged.items() if each.estimate is not None}
     assert known == {"importance sampling", "self-normalised", "truncated", "fitted Q"}
     assert judged["per decision"].why == "not every episode of the log has log-probabilities of tokens"
+    one = sampled.log_logged.copy()
+    one[7, 0] = np.nan
+    assert judge(replace(sampled, log_logged=one))["per decision"].estimate is None
     unknown = np.full_like(sampled.log_logged_sums, np.nan)
     nothing = replace(sampled, log_logged=np.full_like(sampled.log_logged, np.nan), log_logged_sums=unknown)
     judged = judge(nothing)

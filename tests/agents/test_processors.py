@@ -144,14 +144,16 @@ def test_log_ratios_within_a_cut_are_to_the_reference_renormalised_over_it(kind)
     assert left_out.mean() > 0.1
 
 
+@pytest.mark.parametrize("mask", [None, no_repeats], ids=["all", "grammar"])
 @pytest.mark.parametrize("kind", ["exact", "k1"])
-def test_log_ratios_without_a_cut_are_to_the_reference_as_it_is(kind):
-    agent = moved(3, top_p=1.0, kl=kind)
+def test_log_ratios_without_a_cut_are_to_the_reference_as_it_is(kind, mask):
+    agent = moved(3, dataclasses.replace(tiny_task(), mask=mask), top_p=1.0, kl=kind)
     rollout = collect(batch_env(agent.task, 64), agent.policy, 0, (STOP,), kind == "exact")
     scored = score_reference(agent.reference, rollout, 64, kind == "exact")
     whole = token_kl(rollout, agent.policy, agent.reference, scored, kind)
     got = log_ratios_within_cut(rollout, agent.policy, agent.reference, scored, whole, agent.config)
-    logits, _ = agent.reference.states(rollout.input_ids, torch.tensor(rollout.rows), torch.tensor(rollout.columns))
+    places = torch.tensor(rollout.rows), torch.tensor(rollout.columns)
+    logits, _ = agent.reference.states(rollout.input_ids, *places, rollout.masks_of(slice(None)))
     base = torch.log_softmax(logits.detach(), -1).gather(1, rollout.actions[:, None])[:, 0]
     np.testing.assert_allclose(got, rollout.log_probs - base, atol=1e-5)
 

@@ -103,8 +103,21 @@ def test_single_estimators_are_the_gradients_of_their_papers_losses(samples):
     start = torch.tensor(samples.baseline[:, :1])
     ended = torch.tensor([1.0 * (tokens[-1] == STOP) for tokens, _ in written(samples)], dtype=torch.float64)[:, None]
     step_ahead = torch.tensor(vine_advantages(samples))
+    to_go = torch.tensor(np.cumsum(samples.rewards[:, ::-1], axis=1)[:, ::-1].copy())
+    prefix, old = (log_pi - log_mu).cumsum(1).exp(), log_mu - ref  # (N, T)
+    old_to_go, k3 = old.flip(1).cumsum(1).flip(1), (-old).exp() - 1 + old
+    later = torch.tensor(np.cumsum(samples.current.steps.kl[:, ::-1], axis=1)[:, ::-1] - samples.current.steps.kl)
     losses = {
         "REINFORCE, no correction": log_pi * whole,
+        "REINFORCE, reward to go": log_pi * to_go,
+        "REINFORCE, reward to go - V": log_pi * advantages,
+        "sequence ratio, advantages": product.detach() * log_pi * advantages,
+        "each reward by the ratio so far": prefix * torch.tensor(samples.rewards),
+        "ratio so far, advantages": prefix.detach() * log_pi * advantages,
+        "k1 in the reward": rho * old_to_go,
+        "k1 in the reward, whole sequence": rho * old.sum(1, keepdim=True),
+        "k3 in the reward": rho * k3.flip(1).cumsum(1).flip(1),
+        "exact in the loss, later KL in the reward": rho * later,
         "token ratio": rho * advantages,
         "token ratio, clipped (PPO)": clipped(rho, advantages),
         "token ratio, clip-higher (DAPO)": clipped(rho, advantages, 0.2, 0.28),
@@ -126,10 +139,80 @@ def test_single_estimators_are_the_gradients_of_their_papers_losses(samples):
         "k1 in the loss, times the ratio": rho * ratio,
     }
     named = {**REWARD_ESTIMATORS, **KL_ESTIMATORS}
+    assert named.keys() - losses.keys() == {"exact in the loss"}
+    # Any sum over trajectories, not the mean alone, in which much cancels.
+    odd = np.random.default_rng(1).normal(size=len(samples.mass))
     for name, loss in losses.items():
-        wanted = gradient_of((mass * (loss * real).sum(1)).sum(), own)
-        found = samples.mass @ samples.current.on_path(named[name].weights(samples)) @ samples.current.jacobian
-        np.testing.assert_allclose(found, wanted, atol=1e-8, err_msg=name)
+        wanted = gradient_of((torch.tensor(odd) * (loss * real).sum(1)).sum(), own)
+        edges = samples.on_edges(named[name].weights(samples))
+        if "later" in name:
+            edges = edges - named["exact in the loss"].weights(samples)
+        np.testing.assert_allclose(odd @ edges @ samples.current.jacobian, wanted, atol=1e-7, err_msg=name)
+
+
+def test_the_spread_of_a_state_by_listing_what_may_come(samples):
+    among = to_come(samples)
+    for step in range(samples.real.shape[1]):
+        wanted = [0.0] * len(samples.mass)
+        for row, (tokens, prompt) in enumerate(written(samples)):
+            if step < len(tokens):
+                returns, chances = among[prompt, tokens[:step]]
+                wanted[row] = chances @ (returns - chances @ returns) ** 2
+        np.testing.assert_allclose(samples.spread(step), wanted, atol=1e-12)
+        assert max(wanted) > 0
+
+
+def test_what_the_samples_never_write_counts_for_nothing():
+    class Never(Recurrent):
+        def states(self, *where):
+            logits, values = super().states(*where)
+            return logits.index_fill(1, torch.tensor([1]), -1e4), values
+
+    seen = samples_of(prefix_tree(small_task()), Recurrent(), Never(), bigram())
+    never = np.array([1 in tokens for tokens, _ in written(seen)])
+    first = [tokens.index(1) for tokens, _ in written(seen) if 1 in tokens]
+    assert (seen.mass[never] == 0).all()
+    assert (seen.mass[~never] > 0).all()
+    for each in (seen.log_rho, seen.old_log_ratio):
+        assert np.isfinite(each).all()
+        assert (each[never, first] == 0).all()
+        assert np.count_nonzero(each) > 10
+    assert all(np.isfinite([row.moments.bias, row.moments.variance]).all() for row in referee(seen, GROUP))
+
+
+def test_without_a_stop_every_completion_ends_by_itself():
+    task = make_task("Text", prompts=["a"], tokenizer=["a", "b"], max_new_tokens=2, reward=lambda **_: [0.0] * 4)
+    assert samples_of(task, Places(task, 1.0), Places(task, 0.5)).ended.tolist() == [1.0] * 4
+
+
+@pytest.mark.slow
+def test_what_is_drawn_says_what_is_summed_and_how_well_it_knows(samples):
+    rows, more = referee(samples, GROUP, 20_000), referee(samples, GROUP, 80_000)
+    parts = [row.part for row in rows]
+    assert parts == sorted(parts, reverse=True)
+    assert {*parts} == {"reward", "KL"}
+    single = {**REWARD_ESTIMATORS, **KL_ESTIMATORS}
+    targets = {"reward": samples.current.gradient, "KL": _kl(samples)}
+    for row, again in zip(rows, more, strict=True):
+        name, (mean, error) = row.moments.estimator, row.sampled
+        if name in VALUES_FROM_ROLLOUTS:
+            assert np.isnan([mean, error]).all()
+            continue
+        assert abs(mean - row.moments.along) < 5 * error
+        assert error == pytest.approx(2 * again.sampled[1], rel=0.3)
+        if name in single:
+            target = targets[row.part]
+            along = samples.on_edges(single[name].weights(samples)) @ samples.current.jacobian @ target
+            spread = np.sqrt(samples.mass @ along**2 - (samples.mass @ along) ** 2) / (target @ target)
+            assert error == pytest.approx(spread / 20_000**0.5, rel=0.3), name
+            assert row.moments.samples == 1
+    valued = {
+        row.moments.estimator: row.moments.samples for row in rows if row.moments.estimator in VALUES_FROM_ROLLOUTS
+    }
+    assert [*VALUES_FROM_ROLLOUTS.values()] == [1, 4]
+    # Two completions more in every state, or in the first alone, as none has more than four tokens.
+    assert samples.real.shape[1] <= 4
+    assert list(valued.values()) == pytest.approx([1 + 2 * samples.mass @ samples.lengths, 3.0])
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Value-guided decoding: with V* it is the optimum exactly, with V of a policy it is one step of policy iteration."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -162,6 +163,28 @@ def test_the_critic_is_v_of_the_objective(kl, written):
     assert (divergence > 1e-3).all()
     charged = 0.3 * divergence if kl in ("exact", "k2") else 0.0
     np.testing.assert_allclose(critic_of(agent)(observation, None), agent.values(observation) - charged, atol=1e-4)
+
+
+def test_the_critic_charges_the_kl_of_what_a_grammar_allows():
+    task = replace(tiny_task(), mask=odd_grammar)
+    agent, env = tiny_agent(task, kl="exact"), batch_env(task, 8)
+    env.reset(seed=0, options={"prompt_index": np.arange(8) % 2})
+    env.step(np.array([0, 1, 2, 0, 0, 1, 0, 2]))
+    observation, masks = env.reset(options={"reset_mask": np.arange(8) > 5, "prompt_index": 1})[0], env.action_masks()
+    assert not masks.all()
+    places = torch.arange(8), torch.tensor(observation["attention_mask"].sum(1) - 1)
+    ids = torch.tensor(observation["input_ids"])
+    with torch.no_grad():
+        own, base = (
+            torch.log_softmax(each.model(ids).logits[places].masked_fill(~torch.tensor(masks), -torch.inf), -1)
+            for each in (agent.policy, agent.reference)
+        )
+    kl = torch.where(torch.tensor(masks), own.exp() * (own - base), 0.0).sum(1).numpy()
+    assert (kl > 1e-3).all()
+    np.testing.assert_allclose(critic_of(agent)(observation, masks), agent.values(observation) - 0.3 * kl, atol=1e-4)
+    assert set(observation["attention_mask"].sum(1)) == {1, 2, 3}
+    alone = {name: each[7:] for name, each in observation.items()}
+    np.testing.assert_allclose(critic_of(agent)(alone, masks[7:]), agent.values(alone) - 0.3 * kl[7:], atol=1e-4)
 
 
 @pytest.mark.slow

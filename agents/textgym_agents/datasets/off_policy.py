@@ -196,14 +196,17 @@ def cross_fitted(log: Logged, group: int = 1) -> tuple[Floats, Floats]:
 def effective_samples(terms: Terms, weights: Floats) -> float:
     """Return how many equal samples would know as much: the smaller of two sizes (sum v)^2 / sum v^2.
 
-    One is that of the weights (Kish, 1965). The other is of how far each episode moves the estimate, from the median:
-    where nearly all completions say the same, it counts those that do not. Where all say the same it is left out.
+    One is that of the weights (Kish, 1965), 0 where the policy writes none of the episodes. The other is of how far
+    each episode moves the estimate, from the median: where nearly all completions say the same, it counts those that do
+    not. Where all say the same it is left out.
 
     Args: weights: (B,), pi(tau) / pi_b(tau).
     """
+    if not weights.any():
+        return 0.0
     moves = terms.tops - terms.value * terms.bottoms
     far = np.abs(moves - np.median(moves))
-    return min((_size(each) for each in (weights, far) if each.any()), default=0.0)
+    return min(_size(each) for each in (weights, far) if each.any())
 
 
 def _size(each: Floats) -> float:
@@ -224,7 +227,7 @@ def bernstein_bound(terms: Floats, delta: float = 0.05) -> float:
     if rest < 2:
         return 0.0
     top = max(float(terms[:first].max()), 1e-300)
-    cuts = top * 2.0 ** np.arange(-4, 7)
+    cuts = top * 2.0 ** np.arange(-4, 1)  # none above the largest draw is better than that one
     guesses = [_bernstein(np.minimum(terms[:first], cut), float(cut), rest, delta) for cut in cuts]
     cut = float(cuts[int(np.argmax(guesses))])
     return max(_bernstein(np.minimum(terms[first:], cut), cut, rest, delta), 0.0)
@@ -242,21 +245,26 @@ def ratio_intervals(terms: Terms, counts: Ints | Floats) -> tuple[Estimate, Esti
     Args: counts: (R, B), how often each episode is drawn in each resample.
     Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, sections 12.5 (bootstrap-t) and 13.3.
     """
-    value, (tops, bottoms) = terms.value, terms
-    columns = np.stack([tops, bottoms, tops * tops, tops * bottoms, bottoms * bottoms], axis=1)
+    value, bottoms = terms.value, terms.bottoms
+    moves = terms.tops - value * bottoms
+    columns = np.stack([moves, bottoms, moves * moves, moves * bottoms, bottoms * bottoms], axis=1)
     sums = np.asarray(counts @ columns, dtype=np.float64)  # (R, 5)
-    drawn = sums[:, 0] / np.maximum(sums[:, 1], _LEAST)
-    own, errors = float(_error(np.array([value]), columns.sum(0)[None])[0]), _error(drawn, sums)
-    usable = errors > 1e-12 * own
-    students = (drawn - value)[usable] / errors[usable] if usable.any() else np.zeros(1)
+    shifts = sums[:, 0] / np.maximum(sums[:, 1], _LEAST)
+    own, errors = float(_error(np.zeros(1), columns.sum(0)[None])[0]), _error(shifts, sums)
+    usable = errors > 0
+    students = shifts[usable] / errors[usable] if usable.any() else np.zeros(1)
     low, high = np.quantile(students, [0.025, 0.975])
-    return Estimate(value, float(value - high * own), float(value - low * own)), interval(value, drawn)
+    return Estimate(value, float(value - high * own), float(value - low * own)), interval(value, value + shifts)
 
 
-def _error(values: Floats, sums: Floats) -> Floats:
-    """Return the standard errors (R,) of ratios by the delta method, from the sums (R, 5) of their terms' products."""
-    spread = sums[:, 2] - 2 * values * sums[:, 3] + values**2 * sums[:, 4]
-    return np.asarray(np.sqrt(np.maximum(spread, 0.0)) / np.maximum(sums[:, 1], _LEAST))
+def _error(shifts: Floats, sums: Floats) -> Floats:
+    """Return the standard errors (R,) of ratios by the delta method; 0 where there is nothing but rounding.
+
+    Args: shifts: (R,), the ratios less the one that the terms moved from; sums: (R, 5) of the products of both.
+    """
+    most = sums[:, 2] + shifts**2 * sums[:, 4]
+    spread = most - 2 * shifts * sums[:, 3]
+    return np.asarray(np.sqrt(np.where(spread > 1e-12 * most, spread, 0.0)) / np.maximum(sums[:, 1], _LEAST))
 
 
 @dataclass(frozen=True)

@@ -114,10 +114,10 @@ class Enumeration:
         return np.asarray(self.on_path(np.ones(self.steps.path.shape)) @ self.jacobian)
 
     def on_path(self, weights: Floats) -> Floats:
-        """Return, from weights of the actions taken (N, T), those of all edges (N, E)."""
-        result = np.zeros((len(self.steps.path), len(self.jacobian)))
-        row, step = np.nonzero(self.steps.path >= 0)
-        result[row, self.steps.path[row, step]] = weights[row, step]
+        """Return, from weights of the actions taken, (N, T) or (N, 1), those of all edges (N, E)."""
+        result, path = np.zeros((len(self.steps.path), len(self.jacobian))), self.steps.path
+        row, step = np.nonzero(path >= 0)
+        result[row, path[row, step]] = np.broadcast_to(weights, path.shape)[row, step]
         return result
 
     def moments(self, estimator: str, weights: Floats, target: Floats | None = None) -> Moments:

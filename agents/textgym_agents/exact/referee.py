@@ -31,7 +31,10 @@ ROLLOUTS: Final = 2
 
 
 class SingleEstimator(NamedTuple):
-    """An estimator: its weights (N, T) from samples, its paper and equation."""
+    """An estimator: its weights from samples, its paper and equation.
+
+    Weights are (N, T), or (N, 1) for the same at every step, or (N, E) of all edges. Behind an end they do not count.
+    """
 
     weights: Callable[[TwoPolicies], Floats]
     source: str
@@ -55,7 +58,7 @@ def _prefix_ratio(samples: TwoPolicies) -> Floats:
 
 
 def _whole(samples: TwoPolicies) -> Floats:
-    return np.asarray(samples.returns[:, None] * samples.real)
+    return samples.returns[:, None]
 
 
 _PPO: Final = "Schulman et al. 2017, 1707.06347, eq. 7"
@@ -63,7 +66,7 @@ _VINE: Final = "Kazemnejad et al. 2024, 2410.01679, section 4"
 _TIS: Final = "Ionides 2008; Yao et al. 2025"
 REWARD_ESTIMATORS: Final[Mapping[str, SingleEstimator]] = {
     "REINFORCE, no correction": SingleEstimator(_whole, "Williams 1992"),
-    "REINFORCE, reward to go": SingleEstimator(lambda s: to_go(s.rewards) * s.real, "Sutton and Barto 2018, 13.3"),
+    "REINFORCE, reward to go": SingleEstimator(lambda s: to_go(s.rewards), "Sutton and Barto 2018, 13.3"),
     "REINFORCE, reward to go - V": SingleEstimator(lambda s: s.advantages, "Sutton and Barto 2018, 13.4"),
     "sequence ratio, whole return": SingleEstimator(
         lambda s: _sequence_ratio(s) * _whole(s), "Precup et al. 2000, eq. 4"
@@ -96,7 +99,7 @@ REWARD_ESTIMATORS: Final[Mapping[str, SingleEstimator]] = {
         lambda s: np.minimum(s.rho, 1 + CLIP_HIGH) * s.advantages, "MiniMax 2025, 2506.13585, eq. 4"
     ),
     "mean ratio of the sequence, clipped (GSPO)": SingleEstimator(
-        lambda s: _gspo(s, _whole(s) - s.baseline[:, :1] * s.real), "Zheng et al. 2025, 2507.18071, eq. 5"
+        lambda s: _gspo(s, _whole(s) - s.baseline[:, :1]), "Zheng et al. 2025, 2507.18071, eq. 5"
     ),
     "exact V of the next state - V (VinePPO)": SingleEstimator(lambda s: _clipped(s, s.segment_advantages(1)), _VINE),
     "batch mean and deviation (REINFORCE++)": SingleEstimator(
@@ -118,15 +121,13 @@ def _standardised_limit(samples: TwoPolicies) -> Floats:
     """Return returns less their mean over their deviation, both of mu and of all prompts, (N, T)."""
     mean = float(samples.mass @ samples.returns)
     deviation = float(np.sqrt(samples.mass @ (samples.returns - mean) ** 2)) or 1.0
-    return np.asarray((samples.returns[:, None] - mean) / deviation * samples.real)
+    return np.asarray((samples.returns[:, None] - mean) / deviation)
 
 
 KL_ESTIMATORS: Final[Mapping[str, SingleEstimator]] = {
     "k1 in the loss": SingleEstimator(lambda s: s.real, "Schulman 2020"),
     "k2 in the loss": SingleEstimator(lambda s: s.log_ratio, "Schulman 2020"),
-    "k3 in the loss": SingleEstimator(
-        lambda s: -np.expm1(-s.log_ratio) * s.real, "Shao et al. 2024, 2402.03300, eq. 4"
-    ),
+    "k3 in the loss": SingleEstimator(lambda s: -np.expm1(-s.log_ratio), "Shao et al. 2024, 2402.03300, eq. 4"),
     "k3 in the loss, times the ratio": SingleEstimator(
         lambda s: s.rho * s.log_ratio,  # rho (k3 + 1 - exp(-l))
         "DeepSeek-V3.2 2025, eq. 7",
@@ -134,18 +135,14 @@ KL_ESTIMATORS: Final[Mapping[str, SingleEstimator]] = {
     "k2 in the loss, times the ratio": SingleEstimator(
         lambda s: s.rho * (s.log_ratio + 0.5 * s.log_ratio**2), "as k3 with the ratio"
     ),
-    "k1 in the loss, times the ratio": SingleEstimator(
-        lambda s: s.rho * (s.log_ratio + 1) * s.real, "as k3 with the ratio"
-    ),
+    "k1 in the loss, times the ratio": SingleEstimator(lambda s: s.rho * (s.log_ratio + 1), "as k3 with the ratio"),
     "exact in the loss": SingleEstimator(lambda s: direct_weights(s.current), "this package"),
-    "k1 in the reward": SingleEstimator(
-        lambda s: s.rho * to_go(s.old_log_ratio) * s.real, "Ziegler et al. 2019, eq. 2"
-    ),
+    "k1 in the reward": SingleEstimator(lambda s: s.rho * to_go(s.old_log_ratio), "Ziegler et al. 2019, eq. 2"),
     "k1 in the reward, whole sequence": SingleEstimator(
-        lambda s: s.rho * s.old_log_ratio.sum(1, keepdims=True) * s.real, "Ahmadian et al. 2024, 2402.14740"
+        lambda s: s.rho * s.old_log_ratio.sum(1, keepdims=True), "Ahmadian et al. 2024, 2402.14740"
     ),
     "k3 in the reward": SingleEstimator(
-        lambda s: s.rho * to_go(np.expm1(-s.old_log_ratio) + s.old_log_ratio) * s.real, "Schulman 2020"
+        lambda s: s.rho * to_go(np.expm1(-s.old_log_ratio) + s.old_log_ratio), "Schulman 2020"
     ),
     "exact in the loss, later KL in the reward": SingleEstimator(
         lambda s: (
@@ -170,7 +167,7 @@ def _vine(samples: TwoPolicies, name: str, stride: int) -> Moments:
     The value of a state is one number, which ends a segment and begins the next, and is right on average. So the mean
     is that of the exact V, and each value adds its variance times |g|^2 of the difference of the two segments' scores.
     """
-    place, rho = np.arange(samples.real.shape[1]) // stride, samples.rho * samples.real
+    place, rho = np.arange(samples.real.shape[1]) // stride, samples.rho
     edges = samples.on_edges(rho * samples.segment_advantages(stride))
     squares, valued = samples.squares(edges), np.zeros(len(edges))
     for segment in range(place.max() + 1):
@@ -188,7 +185,7 @@ class GroupEstimator(NamedTuple):
 
     Attributes:
         advantages: (M, n) of returns (M, n).
-        factor: (N, T) of the actions of completions with an advantage above 0, or else below, from samples.
+        factor: (N, T) or (N, 1), of the actions of completions with an advantage above 0, or else below, from samples.
         source: paper and equation.
         per_token: whether a batch's sum is divided by its tokens, and not by its completions.
         unequal: whether groups of equal returns are left out, of what is divided by too, or others played for them.
@@ -204,12 +201,12 @@ class GroupEstimator(NamedTuple):
 
 
 def _ppo_factor(samples: TwoPolicies, positive: bool, high: float = CLIP) -> Floats:
-    sign = np.where(samples.real > 0, 1.0 if positive else -1.0, 0.0)
+    sign = np.array(1.0 if positive else -1.0)
     return np.asarray(_clipped(samples, sign, CLIP, high) * sign)
 
 
 def _gspo_factor(samples: TwoPolicies, positive: bool) -> Floats:
-    sign = np.where(samples.real > 0, 1.0 if positive else -1.0, 0.0)
+    sign = np.array(1.0 if positive else -1.0)
     return np.asarray(_gspo(samples, sign) * sign)
 
 
@@ -243,7 +240,7 @@ GROUP_ESTIMATORS: Final[Mapping[str, GroupEstimator]] = {
     "GSPO": GroupEstimator(standardised, _gspo_factor, "Zheng et al. 2025, 2507.18071, eq. 5"),
     "CISPO": GroupEstimator(
         standardised,
-        lambda s, up: np.minimum(s.rho, 1 + CLIP_HIGH) * s.real,
+        lambda s, up: np.minimum(s.rho, 1 + CLIP_HIGH),
         "MiniMax 2025, 2506.13585, eq. 4",
         per_token=True,
     ),

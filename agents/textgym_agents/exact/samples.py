@@ -72,9 +72,7 @@ class TwoPolicies:
     @cached_property
     def old_log_ratio(self) -> Floats:
         """log(mu / ref) of the actions taken, (N, T) nats, as it was when they were sampled."""
-        return np.where(
-            np.exp(self._taken(self.behaviour.log_policy)) > 0, self._taken(log_ratios(self.behaviour)), 0.0
-        )
+        return self._taken(log_ratios(self.behaviour))
 
     @property
     def rewards(self) -> Floats:
@@ -94,7 +92,7 @@ class TwoPolicies:
     @property
     def advantages(self) -> Floats:
         """Reward to go less V of mu, (N, T)."""
-        return np.asarray((to_go(self.rewards) - self.baseline) * self.real)
+        return to_go(self.rewards) - self.baseline
 
     def _taken(self, edges: tuple[Floats, ...] | list[Floats]) -> Floats:
         """Return an array per edge as one per step, (N, T); 0 after the end."""
@@ -115,15 +113,13 @@ class TwoPolicies:
         ahead = ((0, 0), (0, stride))
         # V less what is to come is what was paid so far, up to a sum that both ends share.
         worth = np.pad(self.baseline, ahead) - np.pad(to_go(self.rewards), ahead)  # (N, T + stride)
-        return np.asarray((worth[:, begin + stride] - worth[:, begin]) * self.real)
+        return np.asarray(worth[:, begin + stride] - worth[:, begin])
 
     def spread(self, step: int) -> Floats:
         """Return the variance of the reward to go under mu in the state of a step, (N,); 0 after the end."""
         every, path = self.behaviour.trajectories, self.current.steps.path
-        at = every.prompt if step == 0 else path[:, step - 1]
-        state = np.where(self.real[:, step] > 0, at - at.min(), at.max() - at.min() + 1)
-        squares = (to_go(self.rewards)[:, step] - self.baseline[:, step]) ** 2 * self.real[:, step]
-        mass, found = np.bincount(state, self.mass), np.bincount(state, self.mass * squares)
+        state = every.prompt if step == 0 else path[:, step - 1] + 1
+        mass, found = (np.bincount(state, self.mass * each) for each in (1.0, self.advantages[:, step] ** 2))
         return np.asarray((found / np.where(mass > 0, mass, 1.0))[state])
 
     def squares(self, edges: Floats) -> Floats:

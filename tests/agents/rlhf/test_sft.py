@@ -29,7 +29,7 @@ from lm.tiny_models import tiny_llama
 from lm.zoo import zoo_model
 from textgym_agents import saving
 from textgym_agents.lm.trainer import lay_out, steps_done
-from textgym_agents.rlhf import inputs, runs
+from textgym_agents.rlhf import inputs, runs, sft
 from textgym_agents.rlhf.inputs import load_base_lm, read_rows, split_by_prompt
 from textgym_agents.rlhf.reward_model import train_reward_model
 from textgym_agents.rlhf.settings import RewardModelSettings, SFTSettings, peak_learning_rate
@@ -90,9 +90,34 @@ def test_prompts_and_padding_carry_no_gradient():
 
 def test_measures_do_not_depend_on_the_batch():
     loss = CompletionLoss(tiny_llama())
-    one, all_ = token_sums(loss, ROWS, 1), token_sums(loss, ROWS, 8)
+    likely = int(loss.model(input_ids=torch.tensor([[3]])).logits[0, 0].argmax())
+    rows = [*ROWS, Encoded([3, likely], 1, 0)]
+    one, all_ = token_sums(loss, rows, 1), token_sums(loss, rows, 8)
     np.testing.assert_allclose(one, all_, rtol=1e-5)
-    assert one[:, 2].tolist() == [2, 2, 1]
+    assert one[:, 2].tolist() == [2, 2, 1, 1]
+    assert one[3, 1] == 1
+    for found, row in zip(one, rows, strict=True):
+        places = range(row.prompt_tokens, len(row.ids))
+        assert found[0] == pytest.approx(-sum(log_prob(loss.model, row.ids, place) for place in places), rel=1e-5)
+        likeliest = [max(range(9), key=lambda token: log_prob(loss.model, [*row.ids[:t], token], t)) for t in places]
+        assert found[1] == sum(a == b for a, b in zip(likeliest, row.ids[row.prompt_tokens :], strict=True))
+
+
+def test_measures_by_hand(monkeypatch):
+    """Two prompts, of which one has two rows: 9 nats and 3 hits in 8 tokens."""
+    sums = np.array([[2.0, 1, 2], [6.0, 1, 4], [1.0, 1, 2]])
+    monkeypatch.setattr(sft, "token_sums", lambda loss, rows, batch: sums)
+    held_out = inputs.SplitRows([], ROWS, ["a", "b", "b"], {})
+    found = sft.measure(CompletionLoss(tiny_llama()), held_out, 8)
+    # The prompts' residuals are 2 - 2 * 9 / 8 = -1 / 4 and 1 / 4, and 1 - 2 * 3 / 8 = 1 / 4 and -1 / 4.
+    width = 1.96 * (2 / 1 * 2 / 16) ** 0.5 / 8
+    for name, value in (("loss", 9 / 8), ("token_accuracy", 3 / 8)):
+        ends = [found[f"eval/{name}{end}"] for end in ("", "_low", "_high")]
+        assert ends == pytest.approx([value, value - width, value + width])
+    assert found["eval/perplexity_high"] == pytest.approx(math.exp(9 / 8 + width))
+    sums[:, 0] = 8000.0  # a perplexity that no number holds
+    assert sft.measure(CompletionLoss(tiny_llama()), held_out, 8)["eval/perplexity"] == math.exp(700)
+    assert sft.measure(CompletionLoss(tiny_llama()), inputs.SplitRows(ROWS, [], [], {}), 8) == {}
 
 
 def test_training_sees_what_the_environment_shows():
