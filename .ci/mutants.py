@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
+import importlib
 import json
 import os
 import resource
@@ -150,7 +151,7 @@ class Mutant:
         """Replace the function's code, or the constant, in the module that everybody has imported."""
         put(self.slot, self.new)
         code = compile(ast.fix_missing_locations(self.tree), str(ROOT / self.path), "exec", dont_inherit=True)
-        found: Any = sys.modules[self.path.removeprefix("agents/").removesuffix(".py").replace("/", ".")]
+        found: Any = importlib.import_module(self.path.removeprefix("agents/").removesuffix(".py").replace("/", "."))
         module = found
         if len(self.lines) > 10**5:
             changed = dict(vars(module))

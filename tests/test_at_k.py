@@ -94,6 +94,82 @@ def test_the_variance_is_the_jackknifes() -> None:
     assert (estimate.low, estimate.high) == (pytest.approx(max(0.0, 0.5 - half)), pytest.approx(min(1.0, 0.5 + half)))
 
 
+def jackknifed(left: Any) -> float:
+    """The jackknife's variance of a statistic that is `left[i]` without draw i."""
+    return (len(left) - 1) / len(left) * sum((each - np.mean(left)) ** 2 for each in left)
+
+
+@pytest.mark.parametrize(("count", "k"), [(5, 1), (5, 2), (5, 3), (5, 5), (2, 1), (2, 2)])
+def test_intervals_over_prompts_by_leaving_every_completion_out(count: int, k: int) -> None:
+    texts = [each[:count] for each in (["1", "2", "1", "3", "2"], ["1", "4", "4", "4", "5"])]
+    weights = np.array([0.7, 0.3])
+    rows = np.array(texts, dtype=object)
+    scores = (rows == "1").astype(float)
+    every = SimpleNamespace(returns=scores, gold=scores, written=rows, weights=weights)
+    found = at_k(make_task("Arithmetic"), every, [k])
+
+    def measures(answers: list[str], few: int) -> list[float]:
+        ways = [list(way) for way in combinations(answers, few)]
+        wins = [voted(way, "1") for way in ways]
+        return [answers.count("1") / len(answers), np.mean(["1" in way for way in ways]), np.mean(wins)]
+
+    means, variances = np.zeros(3), np.zeros(3)
+    for own, weight in zip(texts, weights, strict=True):
+        value = measures(own, k)
+        without = [measures(own[:i] + own[i + 1 :], min(k, count - 1)) for i in range(count)]
+        means += weight * np.array(value)
+        variances += weight**2 * np.array([jackknifed(left) for left in np.transpose(without)])
+    for name, mean, width in zip(found, means, 1.96 * variances**0.5, strict=True):
+        estimate = found[name][k]
+        assert estimate.mean == pytest.approx(mean)
+        if width > 0:
+            ends = np.clip([mean - width, mean + width], 0, 1).tolist()
+            assert (estimate.low, estimate.high) == pytest.approx(tuple(ends))
+
+
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_where_all_are_alike_the_rule_of_three_bounds_them(right: float) -> None:
+    rows, weights = np.full((2, 10), "1", dtype=object), np.array([0.75, 0.25])
+    scores = np.full((2, 10), right)
+    every = SimpleNamespace(returns=scores, gold=scores, written=rows, weights=weights)
+    found = at_k(make_task("Arithmetic"), every, [2])
+    far = 3 * 0.75 / 10
+    bounds = {"avg": far, "majority": far, "pass": far**2 if right else 1 - (1 - far) ** 2}
+    for name, bound in bounds.items():
+        estimate = found[name][2]
+        assert estimate.mean == right
+        assert (estimate.low, estimate.high) == pytest.approx((1 - bound, 1) if right else (0, bound))
+    # Of two completions a share of 3 / 2 is one of 1.
+    assert at_k(make_task("Arithmetic"), episodes(["2", "3"], [0.0, 0.0]), [2])["pass"][2].high == 1
+
+
+@pytest.mark.parametrize("declared", [None, 2.0])
+@pytest.mark.parametrize("golden", [False, True])
+@pytest.mark.parametrize("gamma", [1.0, 0.5])
+def test_right_is_what_earns_the_most_or_what_is_said(declared: float | None, golden: bool, gamma: float) -> None:
+    class Pay:
+        maximum = declared
+
+        def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+            return [2.0 if text == "a a" else float("a" in text) for text in completions]
+
+    pay = Pay()
+    reward = (lambda completions, **_: [0.0] * len(completions)) if golden else pay
+    task = make_task(
+        "Text", prompts=["a"], tokenizer=["a", "b"], max_new_tokens=2, reward=reward, gold=pay if golden else None,
+        gamma=gamma,
+    )  # fmt: skip
+    every = play(make_reference(task), task, per_prompt=40)
+    texts = every.completions[0].tolist()
+    shares = {2.0: texts.count("a a") / 40, 1.0: sum("a" in text for text in texts) / 40}
+    assert 0 < shares[2.0] < shares[1.0] < 1
+    assert at_k(task, every, [1])["avg"][1].mean == pytest.approx(shares[declared or 1.0])
+    for right, share in shares.items():
+        assert at_k(task, every, [1], right=right)["avg"][1].mean == pytest.approx(share)
+    # What is paid may lie under it by rounding.
+    assert at_k(task, every, [1], right=2.0 + 1e-10)["avg"][1].mean == pytest.approx(shares[2.0])
+
+
 def test_one_completion_has_no_interval() -> None:
     found = at_k(make_task("Arithmetic"), episodes(["1"], [1.0]), [1])
     assert all(each[1].mean == 1 and math.isnan(each[1].low) for each in found.values())

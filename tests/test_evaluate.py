@@ -3,13 +3,15 @@
 import itertools
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from solver_tools import odd_grammar, small_task
 
 from textgym import TokenEnv, make_task
-from textgym.estimates import Samples, draw_samples, interval, resampled_means, tilt, widen
-from textgym.evaluate import distinct, evaluate
+from textgym.estimates import RESAMPLES, Samples, draw_samples, interval, resampled_means, tilt, widen
+from textgym.evaluate import _mean_term, distinct, evaluate
 from textgym.lm.reference import NGramReference, UniformReference
 from textgym.optimum import estimated, optimum_of
 from textgym.sampling import play
@@ -185,11 +187,105 @@ def test_the_sampled_optimum_by_hand_and_its_bias(monkeypatch):
     assert abs(sampled_optima(draws).mean() - truth) < 0.25 * abs(plain - truth)
 
 
+def test_what_is_enumerated_is_known_without_width(task, reference):
+    table = np.array([[0.8, 0.1, 0.1], [0.6, 0.2, 0.2], [0.2, 0.3, 0.5]])
+    reward, divergence, _ = exact(table)
+    got = evaluate(NGramReference(table), task, reference, per_prompt=4)
+    for estimate, want in (
+        (got.reward, WEIGHTS @ reward),
+        (got.gold, WEIGHTS @ reward),  # the reward itself
+        (got.kl, WEIGHTS @ divergence),
+        (got.objective, WEIGHTS @ (reward - BETA * divergence)),
+    ):
+        assert estimate.low == estimate.mean == estimate.high == pytest.approx(want)
+    # Behind "a" it stops with 0.1 at once, and with 0.8 * 0.1 + 0.1 * 0.2 after a word.
+    # Behind "b" it does with 0.2, and with 0.6 * 0.1 + 0.2 * 0.2.
+    assert got.stop_rate == pytest.approx(0.75 * 0.2 + 0.25 * 0.3)
+
+
+def test_a_gold_reward_that_is_not_the_return_is_sampled(task, reference):
+    for other in (replace(task, gamma=0.5), replace(task, gold=lambda **columns: share_of_a(**columns))):
+        got = evaluate(reference, other, reference, per_prompt=8)
+        assert got.reward.low == got.reward.high
+        assert got.gold.low < got.gold.mean < got.gold.high
+        assert got.gold.mean == pytest.approx(WEIGHTS @ got.episodes.gold.mean(1))
+
+
+def test_a_kl_that_is_known_of_whole_answers_alone(task, reference):
+    class Whole:
+        def log_probs(self, observation):
+            return None
+
+        def act(self, observation, deterministic=False):
+            return np.zeros(len(observation["input_ids"]), dtype=np.int64)
+
+        def edge_log_probs(self, tree, log_reference):
+            return None
+
+        def sequence_kl(self, task, split, seed):
+            return np.array([1.0, 2.0]), np.linspace(0.5, 1.5, RESAMPLES)[:, None] * np.array([1.0, 2.0])
+
+    got = evaluate(Whole(), task, reference, per_prompt=3)
+    low, high = (1.25 * (0.5 + share) for share in (0.025, 0.975))
+    assert (got.kl.mean, got.kl.low, got.kl.high) == pytest.approx((1.25, low, high))
+    ends = [2.125 - BETA * kl for kl in (1.25, high, low)]  # "a a" earns 2, and 2.5 behind "b"
+    assert (got.objective.mean, got.objective.low, got.objective.high) == pytest.approx(tuple(ends))
+    free = evaluate(Whole(), replace(task, beta=0.0), reference, per_prompt=3)
+    assert free.objective == free.reward
+
+
+def test_probabilities_that_are_known_of_whole_answers(task, reference):
+    class Known:
+        def log_probs(self, observation):
+            return None
+
+        def act(self, observation, deterministic=False):
+            return np.zeros(len(observation["input_ids"]), dtype=np.int64)
+
+        def edge_log_probs(self, tree, log_reference):
+            return log_reference
+
+        def sequence_kl(self, task, split, seed):
+            return None
+
+    got = evaluate(Known(), task, reference, per_prompt=3)
+    assert got.kl.low == got.kl.mean == got.kl.high == 0.0
+    assert got.reward.mean == pytest.approx(WEIGHTS @ exact(TABLE)[0])
+
+
+def test_a_policy_that_wants_what_is_forbidden_alone_takes_any_legal_token():
+    class Wants:
+        def __init__(self, instead):
+            self.instead = instead
+
+        def log_probs(self, observation):
+            wanted = np.full((len(observation["input_ids"]), 4), -np.inf)
+            wanted[:, 1] = 0.0  # b, which may not be the first token
+            first = observation["attention_mask"].sum(1) == 1
+            if self.instead:
+                wanted[first] = np.log([1 / 3, 1e-300, 1 / 3, 1 / 3])
+            return wanted
+
+    forbids = small_task(mask=odd_grammar)
+    base = make_reference(forbids)
+    one, other = (evaluate(Wants(instead), forbids, base, per_prompt=4) for instead in (False, True))
+    assert one.exact
+    assert one.reward.mean == pytest.approx(other.reward.mean)
+    assert one.kl.mean == pytest.approx(other.kl.mean)
+
+
+def test_the_mean_of_a_term_is_over_those_that_have_it():
+    values = np.array([[1.0, np.nan], [3.0, 5.0]])
+    assert _mean_term(WEIGHTS, values) == pytest.approx((0.75 * 1 + 0.25 * 3 + 0.25 * 5) / (0.75 + 0.25 + 0.25))
+    assert np.isnan(_mean_term(WEIGHTS, np.full((2, 2), np.nan)))
+
+
 def test_distinct_by_hand():
     texts = np.array(["a b a", "a"], dtype=object)
     assert distinct(texts, 1) == 2 / 4
     assert distinct(texts, 2) == 2 / 2
     assert distinct(np.array([""], dtype=object), 1) == 0.0
+    assert distinct(np.array(["a a a"], dtype=object), 1) == 1 / 3
 
 
 def test_bad_per_prompt_is_named(task, reference):

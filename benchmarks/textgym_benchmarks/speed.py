@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from textgym_agents.algorithms.ppo import LMPPO
     from textgym_agents.config import KL
 
+    OnModel = tuple[LMPPO, TokenVectorEnv, Callable[[], object], Callable[[], object]]
+
 Subject = Literal["single", "vector", "import", "rollout", "ppo", "memory", "rewards", "solver"]
 Function = Callable[[], object]
 
@@ -45,6 +47,7 @@ _IDS: Final = ("textgym/Text-v0", "textgym/Helpful-v0")
 _NATIVE: Final = partial(gym.make_vec, vectorization_mode="vector_entry_point")
 _KINDS: Final[Mapping[KL, float]] = {"exact": 2.0, "k1": 1.8}  # goals of `ppo`
 _COMPLETIONS, _CHARACTERS = 1024, 40  # of a batch of `rewards`
+_STORY: Final = "Once upon a time, there was a little girl named Lily. She"
 _LETTERS, _LENGTH = 10, 6  # of `solver`: 1,222,222 states
 _TEXT: Final = "the soup was good and hot in a town by lovely river awful bread I think it of people red 7 plus 12 is"
 _TERMS: Final = ("length", "charset", "no_repeat")
@@ -192,8 +195,7 @@ def import_time(settings: Speed) -> Iterator[Row]:
     for code, words, goal in ((imported, "", 0.3), (run, "list", 0.6), (run, "train --help", 0.8)):
         lines = [*fresh_python(code), *words.split()], fresh_python("pass")
         ours, peer = (partial(subprocess.run, line, check=True, stdout=subprocess.DEVNULL) for line in lines)
-        # CPU seconds of the processes that have ended.
-        pair = time_pair(ours, peer, settings.rounds, children_seconds)
+        pair = time_pair(ours, peer, settings.rounds, children_seconds)  # of those that have ended
         seconds = pair.first if words else pair.first - pair.second
         what = f"textgym {words}" if words else "import textgym, without torch"
         yield Row(f"{what}, CPU time", f"{seconds:.2f} s", "", None, f"<= {goal} s", seconds <= goal)
@@ -203,11 +205,11 @@ def rollout(settings: Speed) -> Iterator[Row]:
     """Time sampling through `env.step` beside `model.generate`, same model, batch and length."""
     from textgym_agents.lm.rollout import collect
 
-    for batch, goal in ((16, 2.0), (64, 2.5), (256, 2.0)):
-        agent, env, generate, _ = _on_model(settings, "exact", batch)
+    for batch, goal, prompts in ((16, 2.0, 1), (64, 2.5, 1), (256, 2.0, 1), (64, 2.5, 1024)):
+        agent, env, generate, _ = _on_model(settings, "exact", batch, prompts)
         pair = time_pair(partial(collect, env, agent.policy, 0, ()), generate, settings.rounds, _clock(settings))
-        number = batch * settings.tokens
-        yield _rate(f"tokens/s at batch {batch} through env.step (peer: model.generate)", number, pair, goal)
+        what = f"tokens/s at batch {batch}{f', of {prompts:,} prompts' if prompts > 1 else ''} through env.step"
+        yield _rate(f"{what} (peer: model.generate)", batch * settings.tokens, pair, goal)
 
 
 def ppo(settings: Speed) -> Iterator[Row]:
@@ -226,7 +228,7 @@ def _clock(settings: Speed) -> Callable[[], float]:
     return time.process_time if settings.threads == 1 else time.perf_counter
 
 
-def _on_model(settings: Speed, kl: KL, batch: int = 64) -> tuple[LMPPO, TokenVectorEnv, Function, Function]:
+def _on_model(settings: Speed, kl: KL, batch: int = 64, prompts: int = 1) -> OnModel:
     """Return LM PPO with Text-v0 on prompts of 17 tokens, and `generate` and one plain pass over as many sequences."""
     import torch
     from textgym_agents.algorithms.ppo import LMPPO
@@ -236,10 +238,11 @@ def _on_model(settings: Speed, kl: KL, batch: int = 64) -> tuple[LMPPO, TokenVec
     from textgym.lm.causal import load_causal_lm
 
     torch.set_num_threads(settings.threads)
+    others = (" ".join(np.random.default_rng(row).permutation(_STORY.split())) for row in range(1, prompts))
     task = make_task(
         "Text",
         tokenizer=AutoTokenizer.from_pretrained(settings.model),
-        prompts=["Once upon a time, there was a little girl named Lily. She"],
+        prompts=[_STORY, *others],
         stop=(),  # every episode has all its tokens, as `generate` below
         max_new_tokens=settings.tokens,
         reference=str(settings.model),
@@ -247,13 +250,10 @@ def _on_model(settings: Speed, kl: KL, batch: int = 64) -> tuple[LMPPO, TokenVec
     env = TokenVectorEnv(task, batch, autoreset_mode=AutoresetMode.DISABLED)
     lm = load_causal_lm(settings.model)
     config = LMPPOConfig(batch=batch, epochs=4, minibatches=1, device="cpu", kl=kl)
-    ids = torch.tensor([task.encoded("train")[0].ids]).repeat(batch, 1)
-    length = {"max_new_tokens": settings.tokens, "min_new_tokens": settings.tokens, "top_k": 0}
-    sampling = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0, "do_sample": True}
-
-    @torch.no_grad()
-    def generate() -> object:
-        return lm.generate(ids, **sampling, **length)  # type: ignore[operator]
+    ids = torch.tensor([task.encoded("train")[row % prompts].ids for row in range(batch)])
+    asked = {"max_new_tokens": settings.tokens, "min_new_tokens": settings.tokens, "top_k": 0, "do_sample": True}
+    method: Callable[..., object] = lm.generate  # type: ignore[assignment]
+    generate = partial(method, ids, attention_mask=torch.ones_like(ids), pad_token_id=0, **asked)
 
     def passes() -> None:
         lm(torch.nn.functional.pad(ids, (0, settings.tokens))).logits.log_softmax(-1)[..., 0].mean().backward()

@@ -126,6 +126,26 @@ def test_decoder_equals_reading_afresh_while_rows_finish_and_restart(pair):
         lengths = lengths + ~done
 
 
+def test_rows_that_are_equal_are_read_once_and_then_go_their_own_ways(pair, monkeypatch):
+    model, backbone = pair
+    opened, open_ = [], backbone.open
+    monkeypatch.setattr(backbone, "open", lambda ids, *rest: (opened.append(len(ids)), open_(ids, *rest))[1])
+    ids = np.random.default_rng(6).integers(0, 11, (6, 12))
+    ids[:, :5] = ids[0, :5]
+    ids[4:, 1] = (ids[4:, 1] + 1) % 11
+    # Three rows of five tokens and one of four, of which the fourth stands before the same one; two of another text.
+    lengths = np.array([5, 5, 4, 5, 5, 5])
+    decoder = Decoder(backbone, torch.device("cpu"))
+    for _ in range(4):
+        observation = {"input_ids": ids, "attention_mask": np.arange(12) < lengths[:, None]}
+        logits, _ = torch.no_grad()(backbone.read_out)(decoder.advance(observation))
+        for row in range(6):
+            want, _ = expected(model, torch.tensor(ids[row, : lengths[row]]))
+            torch.testing.assert_close(logits[row], want[-1], atol=3e-5, rtol=1e-4)
+        lengths = lengths + 1
+    assert opened == [3]
+
+
 def test_a_row_that_paused_inside_the_cache_can_grow_again(pair):
     model, backbone = pair
     decoder = Decoder(backbone, torch.device("cpu"))

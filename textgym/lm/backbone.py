@@ -69,7 +69,7 @@ class Backbone(Protocol):
         """
 
     def select(self, cache: object, rows: Tensor) -> object:
-        """Return the cache of a subset of its rows (n,) int64, in that order."""
+        """Return the cache of some of its rows (n,) int64, in that order; a row may be there several times."""
 
 
 def last_hidden(hidden_states: tuple[Tensor, ...]) -> Tensor:

@@ -1,9 +1,9 @@
 """Run a lean Llama for generation and training.
 
 It reads the parameters of a Hugging Face `LlamaForCausalLM` and gives the same logits and gradients with fewer
-passes over memory: norm weights are folded into the next projection, rotary embeddings are one complex product,
-and RMSNorm and SwiGLU keep no intermediate that their backward does not need. Outside of gradients (acting) the same
-functions run without autograd's bookkeeping.
+passes over memory and fewer calls: norm weights are folded into the next projection, rotary embeddings are one complex
+product, and RMSNorm and SwiGLU keep no intermediate that their backward does not need. Outside of gradients (acting)
+the same functions run without autograd's bookkeeping.
 """
 
 from __future__ import annotations
@@ -31,18 +31,17 @@ class _Context(FunctionCtx):
     sizes: tuple[int, int, int]
 
 
-def _normalise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    return x * scale, scale
+def _length(x: Tensor, floor: Tensor) -> Tensor:
+    return torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)
 
 
-class _RMSNorm(torch.autograd.Function):
-    """x / sqrt(mean(x^2) + eps), without the weight."""
+class _UnitNorm(torch.autograd.Function):
+    """See `unit_norm`."""
 
     @staticmethod
-    def forward(ctx: _Context, x: Tensor, eps: float) -> Tensor:
-        y, scale = _normalise(x, eps)
+    def forward(ctx: _Context, x: Tensor, floor: Tensor) -> Tensor:
+        scale = _length(x, floor).reciprocal_()
+        y = x * scale
         ctx.save_for_backward(y, scale)
         return y
 
@@ -50,7 +49,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor, None]:
         y, scale = ctx.saved_tensors
         (gradient,) = gradients
-        along = torch.linalg.vecdot(gradient, y).unsqueeze(-1) / y.shape[-1]
+        along = torch.linalg.vecdot(gradient, y).unsqueeze(-1)
         return torch.addcmul(gradient, y, along, value=-1).mul_(scale), None
 
 
@@ -90,45 +89,47 @@ class _Heads(torch.autograd.Function):
         result = gradients[0].new_empty((batch, width, sum(ctx.sizes), size))
         back = phases.conj()
         for part, gradient in zip(result.split(ctx.sizes, 2)[:2], gradients[:2], strict=True):
-            pairs = torch.view_as_complex(gradient.contiguous().unflatten(-1, (-1, 2)))
-            torch.mul(pairs, back, out=torch.view_as_complex(part.unflatten(-1, (-1, 2))))
+            torch.mul(gradient.contiguous().view(back.dtype), back, out=part.view(back.dtype))
         result[:, :, -ctx.sizes[2] :] = gradients[2]
         return result.flatten(2), None, None
 
 
-_rms_norm_with_gradient: Callable[[Tensor, float], Tensor] = _RMSNorm.apply
+_unit_norm_with_gradient: Callable[[Tensor, Tensor], Tensor] = _UnitNorm.apply
 _swiglu_with_gradient: Callable[[Tensor, Tensor], Tensor] = _SwiGLU.apply
 split_heads: Callable[[Tensor, Tensor, tuple[int, int, int]], tuple[Tensor, ...]] = _Heads.apply
 
 
-def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """Return x / sqrt(mean(x^2) + eps) over the last axis. Source: Zhang and Sennrich (2019), eq. 4."""
-    return _rms_norm_with_gradient(x, eps) if torch.is_grad_enabled() else _normalise(x, eps)[0]
+def unit_norm(x: Tensor, floor: Tensor) -> Tensor:
+    """Return x / sqrt(|x|^2 + floor^2) over the last axis of H entries.
+
+    With floor = sqrt(H eps), sqrt(H) times that is RMSNorm; the factor stands in the weights that come next.
+    Source: Zhang and Sennrich (2019), eq. 4.
+    """
+    return _unit_norm_with_gradient(x, floor) if torch.is_grad_enabled() else x / _length(x, floor)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """Return silu(gate) * up. Source: Shazeer (2020), arXiv:2002.05202, eq. 6."""
-    return _swiglu_with_gradient(gate, up) if torch.is_grad_enabled() else F.silu(gate).mul_(up)
+    """Return silu(gate) * up; outside of gradients `gate` is overwritten. Source: Shazeer (2020), eq. 6."""
+    return _swiglu_with_gradient(gate, up) if torch.is_grad_enabled() else F.silu(gate, inplace=True).mul_(up)
 
 
 def rotate(x: Tensor, phases: Tensor) -> Tensor:
     """Rotate interleaved pairs (..., D) by unit complex `phases` (..., D / 2)."""
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * phases).flatten(-2)
+    return (x.view(phases.dtype) * phases).view(x.dtype)
 
 
 _MAX_PARAMETERS = 50_000_000
-_BLOCK = 32
+_BLOCK, _LEAST = 16, 32
 
 
 def _round_up(slots: int) -> int:
-    """Round up to whole blocks: products of few entries take a path many times slower than the larger ones'."""
-    return -(-slots // _BLOCK) * _BLOCK
+    """Round up to whole vectors, 32 at least: products of fewer take a path many times slower than the larger ones'."""
+    return max(-(-slots // _BLOCK) * _BLOCK, _LEAST)
 
 
 class Layer(NamedTuple):
-    """One decoder layer's weights, norm weights folded in: query, key (rows ordered as rotary pairs) and value
-    stacked in `attention`.
+    """One decoder layer's weights, with those of norms and the root of their length folded in: query, key (rows ordered
+    as rotary pairs) and value stacked in `attention`. `output` and `down` are transposed.
     """
 
     attention: Tensor
@@ -143,10 +144,11 @@ class LlamaCache:
     """Keys and values of a batch of rows that get longer.
 
     Attributes:
-        keys: per layer (B, K, D, S) float, values: (B, K, S, D) float; S slots of which `used` are written.
+        keys, values: per layer (B, K, D, S) float; S slots of which `used` are written.
         bias: (B, 1, S) float, 0 where a slot may be read and -inf elsewhere.
         lengths: (B,) int64, tokens per row, which is the next position.
         slots: (B,) int64, the next slot of each row. ragged: whether these may differ.
+        views: per layer, keys and values (B K, D, s) of the slots that may be read; [] if not made yet.
     """
 
     layers: list[Layer]
@@ -158,6 +160,7 @@ class LlamaCache:
     used: int
     rope: Tensor = field(repr=False)
     ragged: bool = False
+    views: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False)
 
 
 def _joined(caches: Sequence[LlamaCache]) -> LlamaCache:
@@ -198,8 +201,8 @@ def supports(model: PreTrainedModel) -> bool:
 class LlamaBackbone:
     """`Backbone` over a Hugging Face Llama; shares its parameters, holds no state of its own.
 
-    Features are the last hidden states before the weights of their norm, which are folded into the head. A classifier's
-    label scores take the place of the logits.
+    Features are the last hidden states, of length 1, before the weights of their norm. A classifier's label scores take
+    the place of the logits.
     """
 
     by_pieces = True
@@ -214,7 +217,8 @@ class LlamaBackbone:
         self._heads: int = config.num_attention_heads
         self._groups: int = config.num_key_value_heads or self._heads
         self._width: int = getattr(config, "head_dim", None) or config.hidden_size // self._heads
-        self._eps: float = config.rms_norm_eps
+        self._root = self.hidden_size**0.5
+        self._floor = torch.tensor(self._root * config.rms_norm_eps**0.5)  # of one number: on any device
         self._theta = cast("dict[str, float]", config.rope_parameters)["rope_theta"]
 
     def features(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -225,18 +229,18 @@ class LlamaBackbone:
         x = self.model.model.embed_tokens(input_ids.reshape(-1))  # (B T, H)
         for layer in layers[:-1]:
             mixed = self._attend(layer, x, phases, batch)
-            x = self._feed_forward(layer, torch.addmm(x, mixed, layer.output.t()))
+            x = self._feed_forward(layer, torch.addmm(x, mixed, layer.output))
         # Nothing after the last attention mixes positions, so only the asked ones go on.
         mixed = self._attend(layers[-1], x, phases, batch)
         flat = rows * width + columns
         mixed, x = mixed.index_select(0, flat), x.index_select(0, flat)
-        x = self._feed_forward(layers[-1], torch.addmm(x, mixed, layers[-1].output.t()))
-        return rms_norm(x, self._eps)
+        x = self._feed_forward(layers[-1], torch.addmm(x, mixed, layers[-1].output))
+        return unit_norm(x, self._floor)
 
     def read_out(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """See `Backbone.read_out`."""
-        weight = self.model.model.norm.weight
-        return F.linear(features, self._read_out_layer.weight * weight), features * weight
+        hidden = features * (self.model.model.norm.weight * self._root)
+        return F.linear(hidden, self._read_out_layer.weight), hidden
 
     def open(self, input_ids: Tensor, lengths: Tensor, slots: int) -> tuple[object, Tensor]:
         """See `Backbone.open`."""
@@ -255,14 +259,14 @@ class LlamaBackbone:
         for layer in layers:
             query, key, value = self._project(layer, x, rope[:width].unsqueeze(1), batch)
             keys.append(F.pad(key.transpose(2, 3), (0, size - width)))
-            values.append(F.pad(value, (0, 0, 0, size - width)))
+            values.append(F.pad(value.transpose(2, 3), (0, size - width)))
             mixed = self._mix(query, key, value)
-            x = self._feed_forward(layer, torch.addmm(x, mixed, layer.output.t()))
+            x = self._feed_forward(layer, torch.addmm(x, mixed, layer.output))
         last = x.index_select(0, torch.arange(batch, device=x.device) * width + lengths - 1)
         bias = x.new_full((batch, 1, size), float("-inf"))
         bias[:, 0, :width].masked_fill_(torch.arange(width, device=x.device) < lengths[:, None], 0.0)
         used = torch.full_like(lengths, width)
-        return LlamaCache(layers, keys, values, bias, lengths.clone(), used, width, rope), rms_norm(last, self._eps)
+        return LlamaCache(layers, keys, values, bias, lengths.clone(), used, width, rope), unit_norm(last, self._floor)
 
     def takes(self, cache: object, most: int) -> bool:
         """See `Backbone.takes`."""
@@ -272,33 +276,31 @@ class LlamaBackbone:
     def extend(self, cache: object, tokens: Tensor, counts: Tensor | None = None) -> Tensor:
         """See `Backbone.extend`. Tokens of all rows stand one behind the other, but for attention to the cache."""
         assert isinstance(cache, LlamaCache)
-        if counts is None:
-            rows, places = torch.arange(len(tokens), device=tokens.device), torch.zeros_like(cache.slots)
-        else:
+        positions, slots = cache.lengths, cache.slots
+        if counts is not None:
             new = torch.arange(tokens.shape[1], device=tokens.device) < counts[:, None]
             (rows, places), tokens = new.nonzero(as_tuple=True), tokens[new]  # (T,) each
-        slots, phases = cache.slots[rows] + places, cache.rope[cache.lengths[rows] + places].unsqueeze(1)
+            positions, slots = positions[rows] + places, slots[rows] + places
+        elif cache.ragged:
+            rows = torch.arange(len(tokens), device=tokens.device)
         ragged = cache.ragged or counts is not None
         row, slot = (rows, slots) if ragged else (slice(None), cache.used)  # a slice is written faster
         cache.bias[row, 0, slot] = 0.0
-        bias = self._grow(cache, counts)
-        x = self.model.model.embed_tokens(tokens)
-        for layer, keys, values in zip(cache.layers, cache.keys, cache.values, strict=True):
-            h = rms_norm(x, self._eps)
-            mixed = F.linear(h, layer.attention).view(len(x), -1, self._width)
-            rotated = rotate(mixed[:, : -self._groups], phases)
-            keys[row, :, :, slot] = rotated[:, self._heads :]
-            values[row, :, slot] = mixed[:, -self._groups :]
-            query = rotated[:, : self._heads]
+        phases, bias = cache.rope[positions].unsqueeze(1), self._grow(cache, counts)
+        x, sizes = self.model.model.embed_tokens(tokens), (self._heads, self._groups, self._groups)
+        for layer, keys, values, seen in zip(cache.layers, cache.keys, cache.values, cache.views, strict=True):
+            mixed = F.linear(unit_norm(x, self._floor), layer.attention).view(len(x), -1, self._width)
+            mixed.view(phases.dtype)[:, : -self._groups].mul_(phases)  # rotates queries and keys
+            query, keys[row, :, :, slot], values[row, :, :, slot] = mixed.split_with_sizes(sizes, 1)
             if counts is None:
-                mixed = self._read(query, keys, values, bias).view(len(x), -1)
+                mixed = self._read(query, seen, bias).view(len(x), -1)
             else:
                 pieces = query.new_zeros((*new.shape, *query.shape[1:]))  # (B, G, A, D)
                 pieces[rows, places] = query
-                mixed = self._read(pieces.transpose(1, 2), keys, values, bias)
+                mixed = self._read(pieces.transpose(1, 2), seen, bias)
                 mixed = mixed.view(len(new), self._heads, -1, self._width)[rows, :, places].flatten(1)
-            x = self._feed_forward(layer, torch.addmm(x, mixed, layer.output.t()))
-        return rms_norm(x if counts is None else x[counts.cumsum(0).clamp(min=1) - 1], self._eps)
+            x = self._feed_forward(layer, torch.addmm(x, mixed, layer.output))
+        return unit_norm(x if counts is None else x[counts.cumsum(0).clamp(min=1) - 1], self._floor)
 
     def _grow(self, cache: LlamaCache, counts: Tensor | None) -> Tensor:
         """Count new tokens (B,), or one a row; return what attention from them adds: (B K, 1 or h G, S)."""
@@ -307,7 +309,11 @@ class LlamaBackbone:
         cache.slots, cache.lengths = before + added, cache.lengths + added
         cache.ragged = cache.ragged or counts is not None
         cache.used = cache.used + 1 if counts is None else int(cache.slots.max())
-        bias = cache.bias[:, :, : _round_up(cache.used)]
+        width = _round_up(cache.used)
+        bias = cache.bias[:, :, :width]
+        if not cache.views or cache.views[0][0].shape[-1] != width:
+            keys, values = ([each[..., :width].flatten(0, 1) for each in held] for held in (cache.keys, cache.values))
+            cache.views = list(zip(keys, values, strict=True))
         if counts is None:
             return bias.repeat_interleave(self._groups, 0)
         last = before[:, None] + torch.arange(int(counts.max()), device=before.device)  # (B, G)
@@ -326,18 +332,18 @@ class LlamaBackbone:
             bias=cache.bias.index_select(0, rows),
             lengths=cache.lengths.index_select(0, rows),
             slots=cache.slots.index_select(0, rows),
+            views=[],
         )
 
-    def _read(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """Let queries (B, A, D) or (B, A, G, D) read the cache with a bias (B K, 1 or h G, S); (B K, h or h G, D)."""
-        used = bias.shape[-1]
+    def _read(self, query: Tensor, seen: tuple[Tensor, Tensor], bias: Tensor) -> Tensor:
+        """Let queries (B, A, D) or (B, A, G, D) read the cache with a bias (B K, 1 or h G, s); (B K, h or h G, D)."""
         query = query.reshape(len(query) * self._groups, -1, self._width)
-        scores = torch.baddbmm(bias, query, keys[..., :used].flatten(0, 1), alpha=self._width**-0.5)
-        return torch.bmm(scores.softmax(-1), values[:, :, :used].flatten(0, 1))
+        scores = torch.baddbmm(bias, query, seen[0], alpha=self._width**-0.5)
+        return torch.bmm(scores.softmax(-1), seen[1].transpose(1, 2))
 
     def _project(self, layer: Layer, x: Tensor, phases: Tensor, batch: int) -> tuple[Tensor, ...]:
         sizes = (self._heads, self._groups, self._groups)
-        mixed = F.linear(rms_norm(x, self._eps), layer.attention)
+        mixed = F.linear(unit_norm(x, self._floor), layer.attention)
         parts = split_heads(mixed.view(batch, len(x) // batch, -1), phases, sizes)
         return tuple(part.transpose(1, 2) for part in parts)
 
@@ -352,8 +358,8 @@ class LlamaBackbone:
         return self._mix(*self._project(layer, x, phases, batch))
 
     def _feed_forward(self, layer: Layer, x: Tensor) -> Tensor:
-        h = rms_norm(x, self._eps)
-        return torch.addmm(x, swiglu(F.linear(h, layer.gate), F.linear(h, layer.up)), layer.down.t())
+        h = unit_norm(x, self._floor)
+        return torch.addmm(x, swiglu(F.linear(h, layer.gate), F.linear(h, layer.up)), layer.down)
 
     def _phases(self, width: int) -> Tensor:
         device = self._read_out_layer.weight.device
@@ -366,14 +372,14 @@ class LlamaBackbone:
 
     def _fold(self, layer: LlamaDecoderLayer) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
-        before, after = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+        before, after = (each.weight * self._root for each in (layer.input_layernorm, layer.post_attention_layernorm))
         both = torch.cat([attention.q_proj.weight, attention.k_proj.weight]) * before
         # Hugging Face rotates entry j with entry j + D / 2; a complex product rotates neighbours.
         paired = both.view(-1, 2, self._width // 2, both.shape[1]).transpose(1, 2).reshape(both.shape)
         return Layer(
             torch.cat([paired, attention.v_proj.weight * before]),
-            attention.o_proj.weight,
+            attention.o_proj.weight.t(),
             mlp.gate_proj.weight * after,
             mlp.up_proj.weight * after,
-            mlp.down_proj.weight,
+            mlp.down_proj.weight.t(),
         )

@@ -104,17 +104,17 @@ def test_measures_do_not_depend_on_the_batch():
 
 
 def test_measures_by_hand(monkeypatch):
-    """Two prompts, of which one has two rows: 9 nats and 3 hits in 8 tokens."""
-    sums = np.array([[2.0, 1, 2], [6.0, 1, 4], [1.0, 1, 2]])
+    """Three prompts, of which one has two rows: 12 nats and 5 hits in 10 tokens."""
+    sums = np.array([[2.0, 1, 2], [6.0, 1, 4], [1.0, 1, 2], [3.0, 2, 2]])
     monkeypatch.setattr(sft, "token_sums", lambda loss, rows, batch: sums)
-    held_out = inputs.SplitRows([], ROWS, ["a", "b", "b"], {})
+    held_out = inputs.SplitRows([], [*ROWS, ROWS[0]], ["a", "b", "b", "c"], {})
     found = sft.measure(CompletionLoss(tiny_llama()), held_out, 8)
-    # The prompts' residuals are 2 - 2 * 9 / 8 = -1 / 4 and 1 / 4, and 1 - 2 * 3 / 8 = 1 / 4 and -1 / 4.
-    width = 1.96 * (2 / 1 * 2 / 16) ** 0.5 / 8
-    for name, value in (("loss", 9 / 8), ("token_accuracy", 3 / 8)):
+    # The prompts' residuals are 2 - 2 * 1.2 = -0.4, -0.2 and 0.6, and 1 - 2 * 0.5 = 0, -1 and 1.
+    for name, value, squares in (("loss", 1.2, 0.56), ("token_accuracy", 0.5, 2.0)):
+        width = 1.96 * (3 / 2 * squares) ** 0.5 / 10
         ends = [found[f"eval/{name}{end}"] for end in ("", "_low", "_high")]
         assert ends == pytest.approx([value, value - width, value + width])
-    assert found["eval/perplexity_high"] == pytest.approx(math.exp(9 / 8 + width))
+    assert found["eval/perplexity_high"] == pytest.approx(math.exp(1.2 + 1.96 * 0.84**0.5 / 10))
     sums[:, 0] = 8000.0  # a perplexity that no number holds
     assert sft.measure(CompletionLoss(tiny_llama()), held_out, 8)["eval/perplexity"] == math.exp(700)
     assert sft.measure(CompletionLoss(tiny_llama()), inputs.SplitRows(ROWS, [], [], {}), 8) == {}

@@ -1,5 +1,7 @@
 """Tabular agents against the exact solver: their values, their policies, and what happens at the edges."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
@@ -7,7 +9,7 @@ from solver_tools import Paid, bigram, no_repeats, small_task
 from textgym_agents import load_agent, make_agent, make_env
 from textgym_agents.conformance import FAILS, check
 from textgym_agents.conformance.under_test import CutOff
-from textgym_agents.tabular.policies import state_keys
+from textgym_agents.tabular.policies import UNKNOWN, state_keys
 
 from textgym import TokenVectorEnv
 from textgym.rewards import TextGymWarning
@@ -54,6 +56,51 @@ def test_rewards_that_are_paid_together_teach_the_same(name):
         agent.learn(env, 512)
         tables.append(agent.table.values[: len(agent.table)])
     np.testing.assert_array_equal(*tables)
+
+
+@pytest.mark.parametrize(("initial", "after"), [(None, [2.0, 5.0]), (1.0, [1.25, 2.0])])
+def test_with_a_constant_rate_the_first_target_stands_where_there_was_no_value(initial, after):
+    agent = make_agent(
+        "monte-carlo", batch_env(small_task(), 2), step_size="constant", learning_rate=0.25, initial=initial
+    )
+    states = agent.table.add([b"one", b"two"])
+    decision = SimpleNamespace(states=states, columns=np.array([0, 3]))
+    agent._update(decision, np.array([2.0, 5.0]))
+    assert agent.table.values[states, [0, 3]].tolist() == after
+    # Two more of the same count by their mean, once for each.
+    twice = SimpleNamespace(states=states[[0, 0]], columns=np.array([0, 0]))
+    agent._update(twice, np.array([4.0, 8.0]))
+    assert agent.table.values[states[0], 0] == pytest.approx(after[0] + (1 - 0.75**2) * (6.0 - after[0]))
+
+
+@pytest.mark.parametrize(("backup", "charged"), [("soft", 0.3), ("hard", 0.0)])
+def test_what_a_step_is_worth_to_the_one_before_by_hand(backup, charged):
+    """With a KL of 0.3 reward units; the second state is not in the table."""
+    task = small_task()
+    decision = SimpleNamespace(columns=np.array([2, 2]), log_ratio=np.full(2, 0.3 / task.beta), legal=None)
+    targets = np.array([2.0, 4.0])
+    for name in ("sarsa", "monte-carlo", "q-learning"):
+        agent = make_agent(name, batch_env(task, 2), backup=backup)
+        states = decision.states = np.append(agent.table.add([b"one"]), UNKNOWN)
+        agent.table.values[states[0]], agent.table.counts[states[0]] = [0.0, 9.0, 1.0, 9.0], [0, 0, 1, 0]
+        decision.log_reference = np.log(np.full((2, 4), 0.25))
+        found = agent._continuation(decision, targets)
+        # Q-learning knows of a single token what it is worth; of none, the target is all there is.
+        want = {"sarsa": [1 - charged, 4 - charged], "monte-carlo": [2 - charged, 4 - charged], "q-learning": [1, 4]}
+        assert found.tolist() == pytest.approx(want[name])
+
+
+@pytest.mark.parametrize("backup", ["soft", "hard"])
+def test_exploration_is_uniform_over_what_may_be_taken(backup):
+    agent = make_agent("sarsa", batch_env(small_task(), 2), backup=backup, exploration="epsilon-greedy")
+    with np.errstate(divide="ignore"):
+        reference = np.log([[0.5, 0.5, 0.0, 0.0]])
+    nowhere, legal = np.array([UNKNOWN]), np.array([[True, True, True, False]])
+    own = 0.8 * np.array([0.5, 0.5, 0, 0])
+    for allowed, among in ((None, [1, 1, 1, 1]), (legal, [1, 1, 1, 0])):
+        share = np.array(among) / sum(among) if backup == "hard" else np.array([0.5, 0.5, 0, 0])
+        found = np.exp(agent._behaviour(nowhere, reference, allowed, 0.2))[0]
+        np.testing.assert_allclose(found, own + 0.2 * share)
 
 
 @pytest.mark.slow

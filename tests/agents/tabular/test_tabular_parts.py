@@ -9,9 +9,12 @@ from textgym_agents.tabular.policies import (
     UNKNOWN,
     StateTable,
     boltzmann,
+    draw,
     greedy,
     hard_values,
+    log_ratios,
     mixed,
+    normalised,
     rows_in_memory,
     scheduled,
     soft_values,
@@ -45,6 +48,40 @@ def test_where_nothing_is_known_the_policy_is_the_reference():
     np.testing.assert_allclose(greedy(VALUES, none, REFERENCE), REFERENCE)
     assert np.isnan(soft_values(VALUES, none, REFERENCE, 2.0)).all()
     assert np.isnan(hard_values(VALUES, none)).all()
+
+
+def test_what_the_reference_never_takes_has_no_part_in_the_soft_value():
+    with np.errstate(divide="ignore"):
+        reference = np.log(np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    values = np.array([[0.5, 1000.0, 1e6], [0.5, 1000.0, 1e6]])
+    known = np.array([[True, True, False], [True, False, False]])
+    found = soft_values(values, known, reference, 1.0)
+    assert found[0] == 0.5
+    assert np.isnan(found[1])  # all that is known is never taken
+    np.testing.assert_array_equal(boltzmann(values, known, reference, 1.0), reference)
+
+
+def test_ratios_of_what_was_taken_by_hand():
+    with np.errstate(divide="ignore"):
+        policy, reference = np.log([[0.2, 0.8], [0.5, 0.5]]), np.log([[0.4, 0.6], [1.0, 0.0]])
+    assert log_ratios(policy, reference, np.array([0, 1])).tolist() == pytest.approx([np.log(0.5), 0.0])
+
+
+def test_log_probabilities_of_any_size_are_normalised():
+    found = normalised(np.array([[1000.0, 1000.0], [-1000.0, -1000.0 + np.log(3)]]))
+    np.testing.assert_allclose(np.exp(found), [[0.5, 0.5], [0.25, 0.75]])
+
+
+def test_draws_come_as_often_as_their_probability():
+    logs = np.repeat(np.log([[0.7, 0.2, 0.1]]), 20_000, axis=0)
+    counts = np.bincount(draw(logs, np.random.default_rng(0))) / 20_000
+    np.testing.assert_allclose(counts, [0.7, 0.2, 0.1], atol=0.01)
+
+
+def test_values_that_differ_by_rounding_alone_are_equally_good():
+    values = np.array([[1e6, 1e6 - 1e-7, 0.0], [1.0, 1.0 - 5e-13, 0.0], [1.0, 1.0 - 1e-9, 0.0]])
+    found = np.exp(greedy(values, np.ones((3, 3), dtype=bool), np.repeat(REFERENCE, 3, axis=0)))
+    np.testing.assert_allclose(found, [[0.625, 0.375, 0], [0.625, 0.375, 0], [1, 0, 0]])
 
 
 def test_greedy_shares_ties_as_the_reference_does():
