@@ -115,6 +115,9 @@ def test_measures_by_hand(monkeypatch):
         ends = [found[f"eval/{name}{end}"] for end in ("", "_low", "_high")]
         assert ends == pytest.approx([value, value - width, value + width])
     assert found["eval/perplexity_high"] == pytest.approx(math.exp(1.2 + 1.96 * 0.84**0.5 / 10))
+    two = sft._ratio(np.array([3.0, 1.0]), np.array([2.0, 2.0]), ["a", "b"])
+    assert two == pytest.approx((1.0, 1 - 1.96 * 2 / 4, 1 + 1.96 * 2 / 4))  # of residuals 1 and -1
+    assert np.isnan(sft._ratio(np.array([3.0, 1.0]), np.array([2.0, 2.0]), ["a", "a"])[1:]).all()
     sums[:, 0] = 8000.0  # a perplexity that no number holds
     assert sft.measure(CompletionLoss(tiny_llama()), held_out, 8)["eval/perplexity"] == math.exp(700)
     assert sft.measure(CompletionLoss(tiny_llama()), inputs.SplitRows(ROWS, [], [], {}), 8) == {}
