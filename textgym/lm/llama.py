@@ -31,6 +31,11 @@ class _Context(FunctionCtx):
     sizes: tuple[int, int, int]
 
 
+def _pairs(x: Tensor) -> Tensor:
+    """See pairs of numbers (..., D) as complex ones (..., D / 2)."""
+    return x.view(x.dtype.to_complex())
+
+
 def _length(x: Tensor, floor: Tensor) -> Tensor:
     return torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)
 
@@ -40,17 +45,17 @@ class _UnitNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: _Context, x: Tensor, floor: Tensor) -> Tensor:
-        scale = _length(x, floor).reciprocal_()
-        y = x * scale
-        ctx.save_for_backward(y, scale)
+        length = _length(x, floor)
+        y = x / length
+        ctx.save_for_backward(y, length)
         return y
 
     @staticmethod
     def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor, None]:
-        y, scale = ctx.saved_tensors
+        y, length = ctx.saved_tensors
         (gradient,) = gradients
         along = torch.linalg.vecdot(gradient, y).unsqueeze(-1)
-        return torch.addcmul(gradient, y, along, value=-1).mul_(scale), None
+        return torch.addcmul(gradient, y, along, value=-1).div_(length), None
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -89,7 +94,7 @@ class _Heads(torch.autograd.Function):
         result = gradients[0].new_empty((batch, width, sum(ctx.sizes), size))
         back = phases.conj()
         for part, gradient in zip(result.split(ctx.sizes, 2)[:2], gradients[:2], strict=True):
-            torch.mul(gradient.contiguous().view(back.dtype), back, out=part.view(back.dtype))
+            torch.mul(_pairs(gradient.contiguous()), back, out=_pairs(part))
         result[:, :, -ctx.sizes[2] :] = gradients[2]
         return result.flatten(2), None, None
 
@@ -115,7 +120,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 def rotate(x: Tensor, phases: Tensor) -> Tensor:
     """Rotate interleaved pairs (..., D) by unit complex `phases` (..., D / 2)."""
-    return (x.view(phases.dtype) * phases).view(x.dtype)
+    return (_pairs(x) * phases).view(x.dtype)
 
 
 _MAX_PARAMETERS = 50_000_000
@@ -218,7 +223,8 @@ class LlamaBackbone:
         self._groups: int = config.num_key_value_heads or self._heads
         self._width: int = getattr(config, "head_dim", None) or config.hidden_size // self._heads
         self._root = self.hidden_size**0.5
-        self._floor = torch.tensor(self._root * config.rms_norm_eps**0.5)  # of one number: on any device
+        # Of one number, it goes with any device and any precision.
+        self._floor = torch.tensor(self._root * config.rms_norm_eps**0.5, dtype=torch.float64)
         self._theta = cast("dict[str, float]", config.rope_parameters)["rope_theta"]
 
     def features(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -290,7 +296,7 @@ class LlamaBackbone:
         x, sizes = self.model.model.embed_tokens(tokens), (self._heads, self._groups, self._groups)
         for layer, keys, values, seen in zip(cache.layers, cache.keys, cache.values, cache.views, strict=True):
             mixed = F.linear(unit_norm(x, self._floor), layer.attention).view(len(x), -1, self._width)
-            mixed.view(phases.dtype)[:, : -self._groups].mul_(phases)  # rotates queries and keys
+            _pairs(mixed)[:, : -self._groups].mul_(phases)  # rotates queries and keys
             query, keys[row, :, :, slot], values[row, :, :, slot] = mixed.split_with_sizes(sizes, 1)
             if counts is None:
                 mixed = self._read(query, seen, bias).view(len(x), -1)
