@@ -251,7 +251,7 @@ class Watch:
 
 def reached(file: str) -> dict[str, Any]:
     """Return the seconds of a file's tests, and by module and line which of them come there; kept in STORE."""
-    sources = b"".join(SOURCES[each] for each in (*MODULES, file))
+    sources = b"".join(SOURCES[each] for each in (*MODULES, file)) + bytes(file in SLOW)
     kept = STORE / f"{file.replace('/', '-')}.{hashlib.sha256(sources).hexdigest()[:16]}.json"
 
     def work() -> int:
@@ -344,7 +344,7 @@ def main() -> None:
     if pytest.main([*PYTEST, "--collect-only", "-qq", *files]):
         raise SystemExit("the tests cannot be collected")
     for each in chosen:
-        sources = b"".join(SOURCES[file] for file in (each.path, *MODULES[each.path]))
+        sources = b"".join(SOURCES[file] + bytes(file in SLOW) for file in (each.path, *MODULES[each.path]))
         state, known = hashlib.sha256(sources).hexdigest(), results.get(each.name, {})
         if known.get("state") != state:
             result = results[each.name] = tried(each) | {"state": state}

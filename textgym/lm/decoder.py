@@ -18,8 +18,9 @@ class Decoder:
     """The features of a batch of observations, with a key-value cache that follows the batch.
 
     A row that is longer than when it was last seen is extended, by several tokens where the backbone can; an unchanged
-    row costs nothing, anything else (a new prompt, another batch size) is read afresh, rows that are equal only once.
-    So calling it after every `step` costs as much as generating, and the caller passes nothing but observations.
+    row costs nothing, anything else (a new prompt, another batch size) is read afresh, and equal rows once if at least
+    half are. So calling it after every `step` costs as much as generating, and the caller passes nothing but
+    observations.
     """
 
     def __init__(self, backbone: Backbone, device: torch.device) -> None:
@@ -76,10 +77,13 @@ class Decoder:
         found: dict[bytes, int] = {}
         texts = [row[:length].tobytes() for row, length in zip(ids, lengths.tolist(), strict=True)]
         same_as = np.array([found.setdefault(text, len(found)) for text in texts])
-        first = np.unique(same_as, return_index=True)[1]
-        read = self._tensor(ids[first, :width]), self._tensor(lengths[first])
-        self._cache, self._features = self._backbone.open(*read, slots)
-        if len(first) < len(ids):
+        first, alike = np.unique(same_as, return_index=True)[1], len(found) <= len(ids) // 2
+        read = (
+            first if alike else np.arange(len(ids))
+        )  # of a few equal ones a copy costs more memory than it saves time
+        given = self._tensor(ids[read, :width]), self._tensor(lengths[read])
+        self._cache, self._features = self._backbone.open(*given, slots)
+        if alike:
             rows = self._tensor(same_as)
             self._cache, self._features = self._backbone.select(self._cache, rows), self._features[rows]
         self._even, self._room = True, np.full(len(ids), slots)

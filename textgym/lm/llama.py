@@ -33,7 +33,7 @@ class _Context(FunctionCtx):
 
 def _pairs(x: Tensor) -> Tensor:
     """See pairs of numbers (..., D) as complex ones (..., D / 2)."""
-    return x.view(x.dtype.to_complex())
+    return torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
 
 
 def _length(x: Tensor, floor: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 def rotate(x: Tensor, phases: Tensor) -> Tensor:
     """Rotate interleaved pairs (..., D) by unit complex `phases` (..., D / 2)."""
-    return (_pairs(x) * phases).view(x.dtype)
+    return torch.view_as_real(_pairs(x) * phases).flatten(-2)
 
 
 _MAX_PARAMETERS = 50_000_000
@@ -224,7 +224,7 @@ class LlamaBackbone:
         self._width: int = getattr(config, "head_dim", None) or config.hidden_size // self._heads
         self._root = self.hidden_size**0.5
         # Of one number, it goes with any device and any precision.
-        self._floor = torch.tensor(self._root * config.rms_norm_eps**0.5, dtype=torch.float64)
+        self._floor = torch.tensor(self._root * config.rms_norm_eps**0.5, dtype=torch.float64, device="cpu")
         self._theta = cast("dict[str, float]", config.rope_parameters)["rope_theta"]
 
     def features(self, input_ids: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
