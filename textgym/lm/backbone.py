@@ -60,7 +60,7 @@ class Backbone(Protocol):
         """Return whether rows of a cache can get up to `most` tokens at once, each as many as there are for it."""
 
     def extend(self, cache: object, tokens: Tensor, counts: Tensor | None = None) -> Tensor:
-        """Append tokens to the rows of a cache; return the features (B, F) after each row's last one, without a gradient.
+        """Append tokens to the rows of a cache; return the features (B, F) after each one's last, without a gradient.
 
         Args:
             tokens: (B,) int64, one to every row.
