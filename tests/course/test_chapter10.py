@@ -128,7 +128,7 @@ def test_10h_the_trained_policy_earns_more_when_it_acts(chapter):
     first, last = (row["objective/scores"] for row in (chapter["rows"][0], chapter["rows"][-1]))
     assert f"reward {first:.3f} -> {last:.3f}" in chapter.printed
     assert first == pytest.approx(0.28, abs=0.01)
-    assert last == pytest.approx(0.90, abs=0.02)
+    assert last == pytest.approx(0.90, abs=0.04)  # of 256 texts: a standard error of 0.015, beside that of the training
     # 256 new answers of the agent: the standard error of their mean is below 0.02.
     env = chapter["make_env"]("textgym/Helpful-v0", 256)
     observation, _ = env.reset(seed=77)
