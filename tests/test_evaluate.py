@@ -132,14 +132,15 @@ def test_the_seed_decides(task, reference):
     assert one.prompts == ("a", "b")
 
 
+class AlwaysA:
+    def log_probs(self, observation):
+        return None
+
+    def act(self, observation, deterministic=False):
+        return np.zeros(len(observation["input_ids"]), dtype=np.int64)
+
+
 def test_a_policy_without_log_probabilities_has_reward_but_no_objective(task, reference):
-    class AlwaysA:
-        def log_probs(self, observation):
-            return None
-
-        def act(self, observation, deterministic=False):
-            return np.zeros(len(observation["input_ids"]), dtype=np.int64)
-
     got = evaluate(AlwaysA(), task, reference, per_prompt=3)
     assert got.reward.mean == pytest.approx(2 + 0.25 * 0.5)
     assert got.objective is got.optimality is got.kl is got.entropy is None
@@ -212,13 +213,7 @@ def test_a_gold_reward_that_is_not_the_return_is_sampled(task, reference):
 
 
 def test_a_kl_that_is_known_of_whole_answers_alone(task, reference):
-    class Whole:
-        def log_probs(self, observation):
-            return None
-
-        def act(self, observation, deterministic=False):
-            return np.zeros(len(observation["input_ids"]), dtype=np.int64)
-
+    class Whole(AlwaysA):
         def edge_log_probs(self, tree, log_reference):
             return None
 
@@ -235,13 +230,7 @@ def test_a_kl_that_is_known_of_whole_answers_alone(task, reference):
 
 
 def test_probabilities_that_are_known_of_whole_answers(task, reference):
-    class Known:
-        def log_probs(self, observation):
-            return None
-
-        def act(self, observation, deterministic=False):
-            return np.zeros(len(observation["input_ids"]), dtype=np.int64)
-
+    class Known(AlwaysA):
         def edge_log_probs(self, tree, log_reference):
             return log_reference
 

@@ -33,7 +33,10 @@ MODELS = {
 @pytest.fixture(params=sorted(MODELS))
 def pair(request):
     model, lean = MODELS[request.param]()
-    return model, choose_backbone(model, lean=lean)
+    backbone = choose_backbone(model, lean=lean)
+    # One that were wrong would not be chosen, and then not be tested.
+    assert isinstance(backbone, LlamaBackbone) == ("lean" in request.param)
+    return model, backbone
 
 
 def test_a_model_that_pads_with_its_stop_token_is_read_without_a_warning():
@@ -144,6 +147,22 @@ def test_rows_that_are_equal_are_read_once_and_then_go_their_own_ways(pair, monk
             torch.testing.assert_close(logits[row], want[-1], atol=3e-5, rtol=1e-4)
         lengths = lengths + 1
     assert opened == [3]
+
+
+def test_a_cache_grows_beyond_its_first_slots(pair):
+    model, backbone = pair
+    if (model.config.max_position_embeddings or 0) < 60:
+        pytest.skip("its rows are shorter")
+    decoder, ids = Decoder(backbone, torch.device("cpu")), np.random.default_rng(7).integers(0, 11, (3, 60))
+    for length in range(4, 60):
+        lengths = np.array([length, length, length - 2])
+        logits, _ = torch.no_grad()(backbone.read_out)(
+            decoder.advance({"input_ids": ids, "attention_mask": np.arange(60) < lengths[:, None]})
+        )
+        if length in (31, 32, 33, 34, 48, 49, 50, 59):
+            for row in range(3):
+                want, _ = expected(model, torch.tensor(ids[row, : lengths[row]]))
+                torch.testing.assert_close(logits[row], want[-1], atol=3e-5, rtol=1e-4)
 
 
 def test_a_row_that_paused_inside_the_cache_can_grow_again(pair):

@@ -18,8 +18,8 @@ class Decoder:
     """The features of a batch of observations, with a key-value cache that follows the batch.
 
     A row that is longer than when it was last seen is extended, by several tokens where the backbone can; an unchanged
-    row costs nothing, anything else (a new prompt, another batch size) is read afresh, and equal rows once if at least
-    half are. So calling it after every `step` costs as much as generating, and the caller passes nothing but
+    row costs nothing, anything else (a new prompt, another batch size) is read afresh, equal rows once if at most half
+    are different. So calling it after every `step` costs as much as generating, and the caller passes nothing but
     observations.
     """
 
@@ -74,13 +74,9 @@ class Decoder:
     def _open(self, ids: Ints, lengths: Ints) -> None:
         width = int(lengths.max())
         slots, self._cache = ids.shape[1] - width, None  # the old cache goes before there is a new one
-        found: dict[bytes, int] = {}
-        texts = [row[:length].tobytes() for row, length in zip(ids, lengths.tolist(), strict=True)]
-        same_as = np.array([found.setdefault(text, len(found)) for text in texts])
-        first, alike = np.unique(same_as, return_index=True)[1], len(found) <= len(ids) // 2
-        read = (
-            first if alike else np.arange(len(ids))
-        )  # of a few equal ones a copy costs more memory than it saves time
+        first, same_as = _distinct(ids, lengths)
+        alike = len(first) <= len(ids) // 2  # else a copy of the cache costs more memory than it saves time
+        read = first if alike else np.arange(len(ids))
         given = self._tensor(ids[read, :width]), self._tensor(lengths[read])
         self._cache, self._features = self._backbone.open(*given, slots)
         if alike:
@@ -119,3 +115,11 @@ class Decoder:
 
     def _tensor(self, array: NDArray[np.integer]) -> Tensor:
         return torch.tensor(array, device=self._device)
+
+
+def _distinct(ids: Ints, lengths: Ints) -> tuple[Ints, Ints]:
+    """Return where each of D different texts stands first (D,), and which of them every row is (B,)."""
+    found: dict[bytes, int] = {}
+    texts = (row[:length].tobytes() for row, length in zip(ids, lengths.tolist(), strict=True))
+    same_as = np.array([found.setdefault(text, len(found)) for text in texts])
+    return np.unique(same_as, return_index=True)[1], same_as

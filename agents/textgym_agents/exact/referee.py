@@ -110,7 +110,10 @@ REWARD_ESTIMATORS: Final[Mapping[str, SingleEstimator]] = {
 
 
 def _gspo(samples: TwoPolicies, advantages: Floats) -> Floats:
-    """Return the weights of GSPO's gradient, (N, T): the clipped ratio is the geometric mean of a sequence's rho."""
+    """Return the weights of GSPO's gradient: the clipped ratio is the geometric mean of a sequence's rho.
+
+    They are (N, 1) or (N, T), as the advantages are.
+    """
     lengths = samples.lengths[:, None]
     ratio = np.exp(samples.log_rho.sum(1, keepdims=True) / lengths)
     kept = np.where(advantages > 0, ratio <= 1 + CLIP, ratio >= 1 - CLIP)
@@ -118,7 +121,7 @@ def _gspo(samples: TwoPolicies, advantages: Floats) -> Floats:
 
 
 def _standardised_limit(samples: TwoPolicies) -> Floats:
-    """Return returns less their mean over their deviation, both of mu and of all prompts, (N, T)."""
+    """Return returns less their mean over their deviation, both of mu and of all prompts, (N, 1)."""
     mean = float(samples.mass @ samples.returns)
     deviation = float(np.sqrt(samples.mass @ (samples.returns - mean) ** 2)) or 1.0
     return np.asarray((samples.returns[:, None] - mean) / deviation)

@@ -108,7 +108,10 @@ class TwoPolicies:
         return np.isin(last, stops).astype(np.float64) if stops else np.ones(len(path))
 
     def segment_advantages(self, stride: int) -> Floats:
-        """Return rewards of the step's segment of `stride` tokens, and V of mu where it ends less V where it begins."""
+        """Return rewards of the step's segment of `stride` tokens, and V of mu where it ends less V where it begins.
+
+        (N, T); behind an end they mean nothing.
+        """
         begin = np.arange(self.real.shape[1]) // stride * stride
         ahead = ((0, 0), (0, stride))
         # V less what is to come is what was paid so far, up to a sum that both ends share.
